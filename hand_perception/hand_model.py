@@ -129,8 +129,10 @@ class HandModel:
         def move(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else None)
 
-        tensors = {
-            n: move(v) for n, v in vars(self).items() if n in _FIELDS and v is not None
+        tensors: dict[str, Any] = {
+            name: move(value)
+            for name, value in vars(self).items()
+            if name in _TENSORS and value is not None
         }
         extras = MappingProxyType(
             {name: move(value) for name, value in self.extras.items()}
