@@ -46,11 +46,7 @@ NETWORKS = {
         "models/landmarks/hand_landmark.safetensors",
     ),
 }
-OPERATORS = {
-    value: name
-    for name, value in vars(tflite.BuiltinOperator).items()
-    if name.isupper()
-}
+OPERATORS = {value: name for name, value in vars(tflite.BuiltinOperator).items() if name.isupper()}
 DTYPES = {tflite.TensorType.FLOAT32: np.float32, tflite.TensorType.FLOAT16: np.float16}
 # TensorFlow's weight layouts -> torch's (out, in / groups, height, width).
 LAYOUTS = {
@@ -69,9 +65,7 @@ def layers(data: bytes) -> Iterator[list[np.ndarray]]:
         tensor = graph.Tensors(index)
         buffer = model.Buffers(tensor.Buffer())
         if buffer.DataLength() and tensor.Type() in DTYPES:
-            values = np.frombuffer(
-                buffer.DataAsNumpy().tobytes(), DTYPES[tensor.Type()]
-            )
+            values = np.frombuffer(buffer.DataAsNumpy().tobytes(), DTYPES[tensor.Type()])
             constants[index] = values.reshape(tensor.ShapeAsNumpy())
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
@@ -98,9 +92,7 @@ def convert(network: nn.Module, data: bytes) -> dict[str, torch.Tensor]:
         parameters = dict(leaf.named_parameters())
         if len(arrays) == 2 and "bias" not in parameters:
             if np.any(arrays[1]):
-                raise SystemExit(
-                    f"{name}: the original has a bias, the module has none"
-                )
+                raise SystemExit(f"{name}: the original has a bias, the module has none")
             arrays = arrays[:1]
         for (key, parameter), array in zip(parameters.items(), arrays, strict=True):
             if tuple(parameter.shape) != array.shape:
@@ -130,9 +122,7 @@ def main() -> None:
                 path,
                 metadata={"source": f"mediapipe 0.10.14, {source}, Apache-2.0"},
             )
-            print(
-                f"{target}: {len(weights)} tensors, {path.stat().st_size / 1e6:.1f} MB"
-            )
+            print(f"{target}: {len(weights)} tensors, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 and its `LandmarkTrunk` is the backbone of the other methods. Both are MediaPipe's (palm_detection_full
 and hand_landmark_full of the mediapipe 0.10.14 wheel, Apache-2.0), rewritten as plain modules;
 tools/convert_mediapipe.py makes their weights. Images are (B, 3, S, S) RGB floats in [0, 1].
+Loaded networks hold their weights channels last: on a CPU they run almost twice as fast so.
 """
 
 from __future__ import annotations
@@ -49,14 +50,17 @@ class SameConv2d(nn.Conv2d):
         )
         before = (kernel - stride) // 2
         after = kernel - stride - before
-        self.pads = (
-            (before, after, before, after) if stride > 1 and kernel > stride else None
-        )
+        self.pads = (before, after, before, after) if stride > 1 and kernel > stride else None
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pads is not None:
             input = F.pad(input, self.pads)
         return super().forward(input)
+
+
+def relu6(features: Tensor) -> Tensor:
+    """min(max(x, 0), 6), in place: only for what a convolution has just made."""
+    return F.relu6(features, inplace=True)
 
 
 class InvertedResidual(nn.Module):
@@ -78,7 +82,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        inner = F.relu6(self.depthwise(F.relu6(self.expand(features))))
+        inner = relu6(self.depthwise(relu6(self.expand(features))))
         inner = self.project(inner)
         return features + inner if self.adds_input else inner
 
@@ -131,12 +135,12 @@ class LandmarkTrunk(nn.Module):
 
     def forward(self, images: Tensor) -> FeatureMaps:
         """Feature maps of crops (B, 3, 224, 224), RGB in [0, 1]."""
-        stem = F.relu6(self.stem_depthwise(F.relu6(self.stem(images))))
+        stem = relu6(self.stem_depthwise(relu6(self.stem(images))))
         stride4 = self.stage4(self.stem_project(stem))
         stride8 = self.stage8(stride4)
         stride16 = self.stage16(stride8)
         stride32 = self.stage32(stride16)
-        top = F.relu6(self.top_depthwise(F.relu6(self.top(stride32))))
+        top = relu6(self.top_depthwise(relu6(self.top(stride32))))
         return FeatureMaps(stride4, stride8, stride16, stride32, top)
 
 
@@ -190,10 +194,8 @@ class LandmarkNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> LandmarkNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(
-            network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors"
-        )
-        return network.eval()
+        load_weights(network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors")
+        return network.eval().to(memory_format=torch.channels_last)
 
 
 class PalmBlock(nn.Module):
@@ -232,9 +234,7 @@ class PalmUpsample(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(B, C_in, H, W) and (B, C_out, 2H, 2W) -> (B, C_out, 2H, 2W)."""
-        larger = F.interpolate(
-            coarse, scale_factor=2.0, mode="bilinear", align_corners=False
-        )
+        larger = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return fine + self.activation(self.project(larger))
 
 
@@ -302,10 +302,8 @@ class PalmNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> PalmNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(
-            network, path or MODELS_DIR / "palm" / "palm_detection.safetensors"
-        )
-        return network.eval()
+        load_weights(network, path or MODELS_DIR / "palm" / "palm_detection.safetensors")
+        return network.eval().to(memory_format=torch.channels_last)
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
@@ -317,18 +315,14 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise HandPerceptionError(
-            f"weights {path} do not exist; a safetensors file is needed"
-        )
+        raise HandPerceptionError(f"weights {path} do not exist; a safetensors file is needed")
     try:
         weights = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise HandPerceptionError(
             f"weights {path} are not a complete safetensors file ({error}); only safetensors is read"
         ) from error
-    expected = {
-        name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
-    }
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - weights.keys())
     unknown = sorted(weights.keys() - expected.keys())
     if missing or unknown:

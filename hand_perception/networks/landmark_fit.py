@@ -1,0 +1,87 @@
+"""landmark_fit: MediaPipe's landmark network as a method; the pipeline fits the hand model.
+
+The baseline of all later methods (Zhang et al., MediaPipe Hands, 2020). Weights: `models/landmarks`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hand_perception.networks.layers import MODELS_DIR, LandmarkNetwork
+from hand_perception.types import Prediction
+
+AGREEMENT = 0.06
+"""Distance between the 2D and 3D answer, in hand extents, at which a joint's confidence is 0.6."""
+RIM = 8.0
+"""Crop pixels beyond its border over which the confidence of a joint fades out."""
+
+
+class LandmarkFit(nn.Module):
+    """2D joints, root-relative 3D joints, presence and side from one crop; no pose, no mesh."""
+
+    def __init__(self, network: LandmarkNetwork | None = None) -> None:
+        super().__init__()
+        self.network = network or LandmarkNetwork()
+
+    def forward(self, images: Tensor, intrinsics: Tensor) -> Prediction:
+        """Joints of crops.
+
+        images (B, 3, 224, 224) RGB in [0, 1]; intrinsics (B, 3, 3), crop pixels. The network's
+        3D is metric for a mean hand and has the axes of the crop; its handedness score is already
+        the probability of a right hand in a picture that nobody has mirrored (right hands of
+        FreiHAND photos score 0.99, mirrored 0.01; MediaPipe's labels assume selfies).
+        """
+        landmarks = self.network(images)
+        joints_2d = landmarks.screen[..., :2]
+        joints_3d = landmarks.world - landmarks.world[:, :1]
+        return Prediction(
+            joints_2d=joints_2d,
+            joints_3d=joints_3d,
+            joint_confidence=joint_confidence(joints_2d, joints_3d, landmarks.presence, intrinsics),
+            presence=landmarks.presence,
+            right_score=landmarks.handedness,
+        )
+
+    @classmethod
+    def load(cls, models_dir: Path | str | None = None) -> LandmarkFit:
+        """The pretrained method in eval mode; None takes the shipped weights."""
+        folder = Path(models_dir or MODELS_DIR)
+        path = folder / "landmarks" / "hand_landmark.safetensors"
+        return cls(LandmarkNetwork.load(path)).eval()
+
+
+def joint_confidence(
+    joints_2d: Tensor, joints_3d: Tensor, presence: Tensor, intrinsics: Tensor
+) -> Tensor:
+    """Confidence (B, 21) in [0, 1]: presence x agreement x being inside of the crop.
+
+    The network gives none for single joints. Its 2D and 3D come from separate heads, so where
+    they disagree (hidden, blurred, unusual) at least one of them is wrong: the 3D joints are moved
+    to where they project best onto the 2D ones, and the distance r that stays, in parts of the
+    hand's extent in the crop, counts `exp(-(r / AGREEMENT)^2 / 2)`. A proxy, no calibrated
+    probability.
+    joints_2d (B, 21, 2) and intrinsics (B, 3, 3) crop pixels, joints_3d (B, 21, 3), presence (B,).
+    """
+    size = 2 * intrinsics[:, :2, 2]
+    focal = intrinsics[:, 0, 0, None, None]
+    rays = (joints_2d - intrinsics[:, None, :2, 2]) / focal
+    # x + tx = u (z + tz) for every joint and both image axes: linear in the translation t.
+    zero, one = torch.zeros_like(rays[..., :1]), torch.ones_like(rays[..., :1])
+    rows_x = torch.cat([one, zero, -rays[..., :1]], dim=-1)
+    rows_y = torch.cat([zero, one, -rays[..., 1:]], dim=-1)
+    rows = torch.cat([rows_x, rows_y], dim=1)
+    wanted = rays * joints_3d[..., 2:] - joints_3d[..., :2]
+    wanted = torch.cat([wanted[..., :1], wanted[..., 1:]], dim=1)
+    transposed = rows.transpose(1, 2)
+    t = torch.linalg.solve_ex(transposed @ rows, transposed @ wanted)[0]
+    placed = joints_3d + t.transpose(1, 2)
+    projected = placed[..., :2] / placed[..., 2:].clamp(min=1e-3)
+    distance = ((projected - rays) * focal).norm(dim=-1)
+    extent = (joints_2d.amax(dim=1) - joints_2d.amin(dim=1)).amax(dim=1, keepdim=True)
+    agreement = torch.exp(-0.5 * (distance / (AGREEMENT * extent)).square())
+    outside = torch.maximum(-joints_2d, joints_2d - size[:, None]).amax(dim=-1).clamp(min=0.0)
+    inside = (1.0 - outside / RIM).clamp(min=0.0)
+    return presence[:, None] * agreement * inside
