@@ -8,7 +8,8 @@ Crop pixels are continuous: the crop spans [0, S], the centre of its first pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -129,6 +130,22 @@ class Prediction:
     """(B, 10) shape."""
     latent: torch.Tensor | None = None
     """(B, D) what a temporal method keeps of a frame."""
+
+    def __getitem__(self, rows: slice | list[int]) -> Prediction:
+        """The same of some crops."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Prediction(**{n: None if v is None else v[rows] for n, v in values.items()})
+
+    @staticmethod
+    def cat(predictions: Sequence[Prediction]) -> Prediction:
+        """One batch of several; a field that any of them lacks is None."""
+        columns = {f.name: [getattr(p, f.name) for p in predictions] for f in fields(Prediction)}
+        return Prediction(
+            **{
+                name: None if any(v is None for v in column) else torch.cat(column)
+                for name, column in columns.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
