@@ -333,7 +333,7 @@ class HandTracker:
         )
         finite = np.isfinite(landmarks).all(axis=(1, 2)) & np.isfinite(presence + right)
         seen = [
-            _observe(row, boxes[row], landmarks[row], float(presence[row]), float(right[row]))
+            _observe(int(row), boxes[row], landmarks[row], float(presence[row]), float(right[row]))
             for row in np.flatnonzero(finite & (presence >= self._options.min_presence))
         ]
         dt = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
