@@ -114,7 +114,8 @@ def box_from_palm(box: FloatArray, points: FloatArray, score: float = 1.0) -> Bo
     angle = _upright_angle(points[0], points[2])
     width, height = box[2:] - box[:2]
     center = (box[:2] + box[2:]) / 2 + 0.5 * height * np.array([np.sin(angle), -np.cos(angle)])
-    return Box((float(center[0]), float(center[1])), 2.6 * max(width, height), angle, score=score)
+    size = 2.6 * float(max(width, height))
+    return Box((float(center[0]), float(center[1])), size, angle, score=score)
 
 
 def box_from_landmarks(landmarks: FloatArray) -> Box:

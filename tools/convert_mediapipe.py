@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +31,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
-from hand_perception.networks.layers import LandmarkNetwork, PalmNetwork  # noqa: E402
+from reference_pictures import PHOTOS, reference_picture
+
+from hand_perception.networks.layers import (
+    CROP_SIZE,
+    PALM_SIZE,
+    LandmarkNetwork,
+    PalmNetwork,
+)
 
 NETWORKS = {
     "palm": (
@@ -106,23 +114,64 @@ def convert(network: nn.Module, data: bytes) -> dict[str, torch.Tensor]:
     return weights
 
 
+def reference(data: bytes, picture: np.ndarray) -> dict[str, np.ndarray]:
+    """What the original answers for a picture (S, S, 3) uint8, by the interpreter of ai-edge-litert."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=data)
+    interpreter.allocate_tensors()
+    tensor = interpreter.get_input_details()[0]
+    interpreter.set_tensor(tensor["index"], picture[None].astype(np.float32) / 255)
+    interpreter.invoke()
+    outputs = interpreter.get_output_details()
+    return {output["name"]: interpreter.get_tensor(output["index"])[0] for output in outputs}
+
+
+def write_references(archive: zipfile.ZipFile, data: Path) -> None:
+    """test/data/mediapipe_<picture>.npz for the generated picture and the photos.
+
+    Of the palm network's 2016 anchors every fifth is kept. The pictures themselves stay out:
+    their checksums tell whether a reader has the same pixels.
+    """
+    palm = archive.read(NETWORKS["palm"][1])
+    landmarks = archive.read(NETWORKS["landmarks"][1])
+    for name in ("generated", *PHOTOS):
+        small, large = (reference_picture(name, size, data) for size in (PALM_SIZE, CROP_SIZE))
+        found, hand = reference(palm, small), reference(landmarks, large)
+        target = ROOT / f"test/data/mediapipe_{name}.npz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            target,
+            checksums=np.array([zlib.crc32(small.tobytes()), zlib.crc32(large.tobytes())]),
+            geometry=found["Identity"][::5],
+            logits=found["Identity_1"][::5, 0],
+            screen=hand["Identity"].reshape(21, 3),
+            presence=hand["Identity_1"][0],
+            handedness=hand["Identity_2"][0],
+            world=hand["Identity_3"].reshape(21, 3),
+        )
+        print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e3:.0f} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("wheel", type=Path, help="the mediapipe 0.10.14 wheel")
+    parser.add_argument(
+        "--references", type=Path, metavar="DATA", help="also write test references; photos in DATA"
+    )
     args = parser.parse_args()
     with zipfile.ZipFile(args.wheel) as archive:
         for network, source, target in NETWORKS.values():
             weights = convert(network(), archive.read(source))
             path = ROOT / target
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                weights,
-                path,
-                metadata={"source": f"mediapipe 0.10.14, {source}, Apache-2.0"},
-            )
+            metadata = {"source": f"mediapipe 0.10.14, {source}, Apache-2.0"}
+            save_file(weights, path, metadata=metadata)
             print(f"{target}: {len(weights)} tensors, {path.stat().st_size / 1e6:.1f} MB")
+        if args.references is not None:
+            write_references(archive, args.references)
 
 
 if __name__ == "__main__":
