@@ -29,7 +29,7 @@ from hand_perception.types import HandPerceptionError, Prediction
 
 _FINGER_LIMITS = ((-30.0, 95.0), (-25.0, 25.0), (-5.0, 115.0), (-10.0, 85.0))
 _THUMB_LIMITS = (
-    (-35.0, 50.0), (-40.0, 50.0), (-45.0, 45.0), (-15.0, 70.0), (-15.0, 15.0), (-20.0, 85.0),
+    (-35.0, 50.0), (-40.0, 50.0), (-45.0, 45.0), (-15.0, 70.0), (-25.0, 25.0), (-35.0, 85.0),
 )  # fmt: skip
 ANGLE_LIMITS = torch.deg2rad(torch.tensor(_THUMB_LIMITS + 4 * _FINGER_LIMITS))
 """(22, 2) least and greatest angle, radians, in the order of `skeleton.ANGLE_NAMES`."""
@@ -373,7 +373,11 @@ class HandFitter:
         focal = intrinsics.diagonal(dim1=-2, dim2=-1)[:, None, :2]
         center = intrinsics[:, None, :2, 2]
         bone_weight = weight[:, 1:].view(-1, 5, 4) * self._bone_weight
+        # Landmark conventions differ most at the wrist and where the thumb begins.
         pixel_weight = weight / options.pixel_px**2
+        pixel_weight = torch.cat(
+            [0.3 * pixel_weight[:, :1], 0.1 * pixel_weight[:, 1:2], pixel_weight[:, 2:]], 1
+        )
         low, high = self._limits.unbind(-1)
         eye = torch.eye(3).to(rotation).expand(batch, 3, 3)
         best = (rotation, transl, angles)
