@@ -50,7 +50,9 @@ class SameConv2d(nn.Conv2d):
         )
         before = (kernel - stride) // 2
         after = kernel - stride - before
-        self.pads = (before, after, before, after) if stride > 1 and kernel > stride else None
+        self.pads = (
+            (before, after, before, after) if stride > 1 and kernel > stride else None
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pads is not None:
@@ -194,8 +196,11 @@ class LandmarkNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> LandmarkNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors")
-        return network.eval().to(memory_format=torch.channels_last)
+        load_weights(
+            network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors"
+        )
+        _store_channels_last(network)
+        return network.eval()
 
 
 class PalmBlock(nn.Module):
@@ -234,7 +239,9 @@ class PalmUpsample(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(B, C_in, H, W) and (B, C_out, 2H, 2W) -> (B, C_out, 2H, 2W)."""
-        larger = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        larger = F.interpolate(
+            coarse, scale_factor=2.0, mode="bilinear", align_corners=False
+        )
         return fine + self.activation(self.project(larger))
 
 
@@ -302,8 +309,19 @@ class PalmNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> PalmNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(network, path or MODELS_DIR / "palm" / "palm_detection.safetensors")
-        return network.eval().to(memory_format=torch.channels_last)
+        load_weights(
+            network, path or MODELS_DIR / "palm" / "palm_detection.safetensors"
+        )
+        _store_channels_last(network)
+        return network.eval()
+
+
+def _store_channels_last(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(
+                memory_format=torch.channels_last
+            )
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
@@ -315,14 +333,18 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise HandPerceptionError(f"weights {path} do not exist; a safetensors file is needed")
+        raise HandPerceptionError(
+            f"weights {path} do not exist; a safetensors file is needed"
+        )
     try:
         weights = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise HandPerceptionError(
             f"weights {path} are not a complete safetensors file ({error}); only safetensors is read"
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
+    }
     missing = sorted(expected.keys() - weights.keys())
     unknown = sorted(weights.keys() - expected.keys())
     if missing or unknown:
