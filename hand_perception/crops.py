@@ -137,7 +137,7 @@ def _sample(
         index = np.arange(size)
         z = z_of_index[0] * index[None] + z_of_index[1] * index[:, None] + z_of_index[2]
         picture[z < MIN_DEPTH] = 0
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 def _shrunk(
@@ -161,7 +161,7 @@ def _shrunk(
     # A small pixel's centre is the centre of the factor x factor pixels that it averages.
     intrinsics[:2, 2] -= (left + (factor - 1) / 2, top + (factor - 1) / 2)
     intrinsics[:2] /= factor
-    return small, intrinsics
+    return np.asarray(small, np.uint8), intrinsics
 
 
 def _crop_rays(points: FloatArray, crop: Crop) -> FloatArray:
