@@ -133,19 +133,14 @@ class Prediction:
 
     def __getitem__(self, rows: slice | list[int]) -> Prediction:
         """The same of some crops."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Prediction(**{n: None if v is None else v[rows] for n, v in values.items()})
+        values = (getattr(self, f.name) for f in fields(self))
+        return Prediction(*(None if v is None else v[rows] for v in values))
 
     @staticmethod
     def cat(predictions: Sequence[Prediction]) -> Prediction:
         """One batch of several; a field that any of them lacks is None."""
-        columns = {f.name: [getattr(p, f.name) for p in predictions] for f in fields(Prediction)}
-        return Prediction(
-            **{
-                name: None if any(v is None for v in column) else torch.cat(column)
-                for name, column in columns.items()
-            }
-        )
+        columns = ([getattr(p, f.name) for p in predictions] for f in fields(Prediction))
+        return Prediction(*(None if any(v is None for v in c) else torch.cat(c) for c in columns))
 
 
 @dataclass(frozen=True)
