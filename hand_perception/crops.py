@@ -42,13 +42,9 @@ def crop_around(
     if mirrored is None:
         mirrored = box.side == "left"
     R_camera_crop, focal = _virtual_camera(box, camera, size)
-    intrinsics = np.array(
-        [[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]]
-    )
+    intrinsics = np.array([[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]])
     crop = Crop(np.empty(0, np.uint8), intrinsics, R_camera_crop, mirrored, box)
-    return Crop(
-        _sample(image, crop, camera, size), intrinsics, R_camera_crop, mirrored, box
-    )
+    return Crop(_sample(image, crop, camera, size), intrinsics, R_camera_crop, mirrored, box)
 
 
 def crop_to_image(points: FloatArray, crop: Crop, camera: Camera) -> FloatArray:
@@ -60,10 +56,7 @@ def crop_to_image(points: FloatArray, crop: Crop, camera: Camera) -> FloatArray:
 def image_to_crop(points: FloatArray, crop: Crop, camera: Camera) -> FloatArray:
     """Crop pixels (N, 2) of image pixels (N, 2)."""
     directions = rays(points, camera) @ crop.M_camera_crop
-    return (
-        directions[:, :2] / directions[:, 2:] * crop.intrinsics[0, 0]
-        + crop.intrinsics[:2, 2]
-    )
+    return directions[:, :2] / directions[:, 2:] * crop.intrinsics[0, 0] + crop.intrinsics[:2, 2]
 
 
 def _check(image: NDArray[np.uint8], box: Box, camera: Camera, size: int) -> None:
@@ -94,13 +87,9 @@ def _virtual_camera(box: Box, camera: Camera, size: int) -> tuple[FloatArray, fl
     # The least rotation that takes z to the axis, in closed form (the axis has z > 0).
     x, y, z = axis
     k = 1.0 / (1.0 + z)
-    R_axis = np.array(
-        [[1 - k * x * x, -k * x * y, x], [-k * x * y, 1 - k * y * y, y], [-x, -y, z]]
-    )
+    R_axis = np.array([[1 - k * x * x, -k * x * y, x], [-k * x * y, 1 - k * y * y, y], [-x, -y, z]])
     cos, sin = np.cos(box.angle), np.sin(box.angle)
-    R_camera_crop = R_axis @ np.array(
-        [[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]
-    )
+    R_camera_crop = R_axis @ np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
     seen = directions[1:] @ R_camera_crop
     tangent_per_pixel = np.linalg.norm(seen[:, :2] / seen[:, 2:], axis=1).mean()
     if not 0 < tangent_per_pixel * box.size < MAX_TANGENT:
@@ -111,9 +100,7 @@ def _virtual_camera(box: Box, camera: Camera, size: int) -> tuple[FloatArray, fl
     return R_camera_crop, float(size / (box.size * tangent_per_pixel))
 
 
-def _sample(
-    image: NDArray[np.uint8], crop: Crop, camera: Camera, size: int
-) -> NDArray[np.uint8]:
+def _sample(image: NDArray[np.uint8], crop: Crop, camera: Camera, size: int) -> NDArray[np.uint8]:
     """The picture (size, size, 3) that a crop's camera sees."""
     image, K_image = _shrunk(image, crop.box, camera, size)
     K_index = crop.intrinsics - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
@@ -123,9 +110,7 @@ def _sample(
         maps = cv2.initUndistortRectifyMap(
             K_image, distortion, M.T, K_index, (size, size), cv2.CV_32FC1
         )
-        picture = cv2.remap(
-            image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-        )
+        picture = cv2.remap(image, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     else:
         homography = K_image @ M @ np.linalg.inv(K_index)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

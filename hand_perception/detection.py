@@ -113,9 +113,7 @@ def box_from_palm(box: FloatArray, points: FloatArray, score: float = 1.0) -> Bo
     """
     angle = _upright_angle(points[0], points[2])
     width, height = box[2:] - box[:2]
-    center = (box[:2] + box[2:]) / 2 + 0.5 * height * np.array(
-        [np.sin(angle), -np.cos(angle)]
-    )
+    center = (box[:2] + box[2:]) / 2 + 0.5 * height * np.array([np.sin(angle), -np.cos(angle)])
     size = 2.6 * float(max(width, height))
     return Box((float(center[0]), float(center[1])), size, angle, score=score)
 
@@ -135,9 +133,7 @@ def box_from_landmarks(landmarks: FloatArray) -> Box:
     width, height = high - low
     x, y = (low + high) / 2 - (0.0, 0.1 * height)
     center = x * right + y * down
-    return Box(
-        (float(center[0]), float(center[1])), float(2.0 * max(width, height)), angle
-    )
+    return Box((float(center[0]), float(center[1])), float(2.0 * max(width, height)), angle)
 
 
 class PalmDetector:
@@ -157,35 +153,23 @@ class PalmDetector:
 
     def palms(self, image: NDArray[np.uint8]) -> Palms:
         """Palms of an image (H, W, 3) uint8 RGB, in image pixels."""
-        if (
-            image.ndim != 3
-            or image.shape[2] != 3
-            or image.dtype != np.uint8
-            or image.size == 0
-        ):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise HandPerceptionError(
                 f"image is {image.dtype} of shape {image.shape}; uint8 RGB (height, width, 3) "
                 "is needed"
             )
         picture, scale, offset = letterbox(image)
         device = next(self._network.parameters()).device
-        tensor = (
-            torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
-        )
+        tensor = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
         with torch.inference_mode():
             logits, geometry = self._network(tensor)
         palms = suppress(
             decode_palms(
-                logits[0].cpu().numpy(),
-                geometry[0].cpu().numpy(),
-                self._anchors,
-                self._min_score,
+                logits[0].cpu().numpy(), geometry[0].cpu().numpy(), self._anchors, self._min_score
             )
         )
         boxes = (palms.boxes.reshape(-1, 2, 2) - offset) / scale - 0.5
-        return Palms(
-            palms.scores, boxes.reshape(-1, 4), (palms.points - offset) / scale - 0.5
-        )
+        return Palms(palms.scores, boxes.reshape(-1, 4), (palms.points - offset) / scale - 0.5)
 
     def detect(self, image: NDArray[np.uint8]) -> list[Box]:
         """Boxes of the hands in an image (H, W, 3) uint8 RGB, best first, side None."""
@@ -195,9 +179,7 @@ class PalmDetector:
         ]
 
 
-def letterbox(
-    image: NDArray[np.uint8],
-) -> tuple[NDArray[np.uint8], FloatArray, FloatArray]:
+def letterbox(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], FloatArray, FloatArray]:
     """An image in the middle of a black square of the palm network's size, proportions kept.
 
     Returns the picture, and scale (2,) and offset (2,) with
@@ -295,9 +277,7 @@ class HandTracker:
     is free, and every `refresh_interval_s` otherwise.
     """
 
-    def __init__(
-        self, detector: Detector, options: TrackingOptions | None = None
-    ) -> None:
+    def __init__(self, detector: Detector, options: TrackingOptions | None = None) -> None:
         self._detector = detector
         self._options = options or TrackingOptions()
         _check_options(self._options)
@@ -350,20 +330,11 @@ class HandTracker:
                 f"{scores.shape}"
             )
         right = np.array(
-            [
-                1 - s if box.side == "left" else s
-                for box, s in zip(boxes, scores, strict=True)
-            ]
+            [1 - s if box.side == "left" else s for box, s in zip(boxes, scores, strict=True)]
         )
         finite = np.isfinite(landmarks).all(axis=(1, 2)) & np.isfinite(presence + right)
         seen = [
-            _observe(
-                int(row),
-                boxes[row],
-                landmarks[row],
-                float(presence[row]),
-                float(right[row]),
-            )
+            _observe(int(row), boxes[row], landmarks[row], float(presence[row]), float(right[row]))
             for row in np.flatnonzero(finite & (presence >= self._options.min_presence))
         ]
         dt = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
@@ -371,9 +342,7 @@ class HandTracker:
         tracks = self._associate(self._distinct(seen), dt)
         # A newcomer displaces a followed hand only if it is clearly more of a hand.
         tracks.sort(key=lambda t: -t.presence - (0.3 if t.track_id in before else 0.0))
-        tracks = sorted(
-            tracks[: self._options.num_hands], key=lambda t: t.track_id
-        )  # oldest first
+        tracks = sorted(tracks[: self._options.num_hands], key=lambda t: t.track_id)  # oldest first
         self._tracks = self._with_sides(tracks)
         if before - {track.track_id for track in tracks}:
             self._searched_s = None
@@ -383,9 +352,7 @@ class HandTracker:
     def _advance(self, stamp_s: float) -> None:
         """Start anew when time runs backwards or nothing came for long."""
         if not np.isfinite(stamp_s):
-            raise HandPerceptionError(
-                f"stamp is {stamp_s}; it must be a finite time in seconds"
-            )
+            raise HandPerceptionError(f"stamp is {stamp_s}; it must be a finite time in seconds")
         times = [t for t in (self._stamp_s, self._searched_s) if t is not None]
         if times and not 0 <= stamp_s - max(times) <= self._options.max_gap_s:
             self.reset()
@@ -407,9 +374,7 @@ class HandTracker:
     def _predict(self, track: Track, stamp_s: float, width: int, height: int) -> Box:
         dt = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
         box = box_from_landmarks(track.landmarks)
-        x, y = np.clip(
-            box.center + self._motion(track, dt), 0.0, (width - 1.0, height - 1.0)
-        )
+        x, y = np.clip(box.center + self._motion(track, dt), 0.0, (width - 1.0, height - 1.0))
         return replace(
             box,
             center=(float(x), float(y)),
@@ -436,9 +401,7 @@ class HandTracker:
         kept: list[Track] = []
         palm = list(PALM_JOINTS)
         for track in sorted(seen, key=lambda t: (t.box.track_id < 0, -t.presence)):
-            limits = [
-                self._options.same_hand * max(track.extent, k.extent) for k in kept
-            ]
+            limits = [self._options.same_hand * max(track.extent, k.extent) for k in kept]
             distances = [
                 np.linalg.norm(track.landmarks[palm] - k.landmarks[palm], axis=1).mean()
                 for k in kept
@@ -459,9 +422,7 @@ class HandTracker:
             for j, new in enumerate(seen):
                 distance = np.linalg.norm(new.center - place) / track.extent
                 wrong_side = max(0.0, -track.evidence * new.evidence)
-                cost[i, j] = distance + 0.5 * wrong_side / (
-                    MAX_EVIDENCE * FRAME_EVIDENCE
-                )
+                cost[i, j] = distance + 0.5 * wrong_side / (MAX_EVIDENCE * FRAME_EVIDENCE)
         assigned: dict[int, Track] = {}
         for i, j in zip(*linear_sum_assignment(cost), strict=True):
             if cost[i, j] < MAX_JUMP:
@@ -486,19 +447,14 @@ class HandTracker:
             odds += self._options.switch_evidence * (1.0 if held == "right" else -1.0)
         first: Side = "right" if odds > 0 else "left"
         sides = (first, _other(first))
-        return [
-            replace(track, side=side)
-            for track, side in zip(tracks, sides, strict=False)
-        ]
+        return [replace(track, side=side) for track, side in zip(tracks, sides, strict=False)]
 
 
 def _other(side: Side) -> Side:
     return "left" if side == "right" else "right"
 
 
-def _observe(
-    row: int, box: Box, landmarks: FloatArray, presence: float, right: float
-) -> Track:
+def _observe(row: int, box: Box, landmarks: FloatArray, presence: float, right: float) -> Track:
     """What one box showed, as a track of a single frame; right is P(a right hand)."""
     odds = np.log(np.clip(right, 1e-3, 1 - 1e-3) / (1 - np.clip(right, 1e-3, 1 - 1e-3)))
     evidence = float(np.clip(odds, -FRAME_EVIDENCE, FRAME_EVIDENCE))
@@ -509,30 +465,18 @@ def _observe(
 def _continue(track: Track, new: Track, dt: float) -> Track:
     """A track with its next observation."""
     velocity = (new.center - track.center) / dt if dt > 1e-6 else track.velocity
-    evidence = float(
-        np.clip(track.evidence + new.evidence, -MAX_EVIDENCE, MAX_EVIDENCE)
-    )
+    evidence = float(np.clip(track.evidence + new.evidence, -MAX_EVIDENCE, MAX_EVIDENCE))
     return replace(
-        new,
-        track_id=track.track_id,
-        side=track.side,
-        velocity=velocity,
-        evidence=evidence,
+        new, track_id=track.track_id, side=track.side, velocity=velocity, evidence=evidence
     )
 
 
 def _check_options(options: TrackingOptions) -> None:
     if options.num_hands not in (1, 2):
-        raise HandPerceptionError(
-            f"num_hands is {options.num_hands}; it must be 1 or 2"
-        )
+        raise HandPerceptionError(f"num_hands is {options.num_hands}; it must be 1 or 2")
     if not 0 <= options.min_presence <= 1:
-        raise HandPerceptionError(
-            f"min_presence is {options.min_presence}; allowed is [0, 1]"
-        )
+        raise HandPerceptionError(f"min_presence is {options.min_presence}; allowed is [0, 1]")
     for name in ("search_interval_s", "refresh_interval_s", "max_gap_s", "max_motion"):
         value = getattr(options, name)
         if not (np.isfinite(value) and value >= 0):
-            raise HandPerceptionError(
-                f"{name} is {value}; it must be finite and not negative"
-            )
+            raise HandPerceptionError(f"{name} is {value}; it must be finite and not negative")

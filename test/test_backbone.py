@@ -38,19 +38,13 @@ def picture_and_reference(name):
     """The pictures for both networks, as tensors, and the original's answers."""
     if name in PHOTOS and not (SHARED_DATA / PHOTOS[name][0]).is_file():
         pytest.skip(f"the photo {PHOTOS[name][0]} is not in ../shared/data")
-    pictures = [
-        reference_picture(name, size, SHARED_DATA) for size in (PALM_SIZE, CROP_SIZE)
-    ]
+    pictures = [reference_picture(name, size, SHARED_DATA) for size in (PALM_SIZE, CROP_SIZE)]
     reference = np.load(HERE / "data" / f"mediapipe_{name}.npz")
     if [zlib.crc32(p.tobytes()) for p in pictures] != reference["checksums"].tolist():
         if name in PHOTOS:
             pytest.skip("this machine decodes the photo into other pixels")
-        pytest.fail(
-            "the generated picture is not the one that the reference was made for"
-        )
-    tensors = [
-        torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in pictures
-    ]
+        pytest.fail("the generated picture is not the one that the reference was made for")
+    tensors = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in pictures]
     return *tensors, reference
 
 
@@ -82,13 +76,7 @@ def test_trunk_maps(landmark_network):
         maps = landmark_network.trunk(torch.rand(2, 3, 224, 224))
         shapes = [tuple(m.shape[1:]) for m in maps]
         landmarks = landmark_network.heads(maps)
-    assert shapes == [
-        (24, 56, 56),
-        (40, 28, 28),
-        (112, 14, 14),
-        (192, 7, 7),
-        (1152, 7, 7),
-    ]
+    assert shapes == [(24, 56, 56), (40, 28, 28), (112, 14, 14), (192, 7, 7), (1152, 7, 7)]
     assert landmarks.screen.shape == landmarks.world.shape == (2, 21, 3)
     assert landmarks.presence.shape == landmarks.handedness.shape == (2,)
 
@@ -96,9 +84,7 @@ def test_trunk_maps(landmark_network):
 def test_trunk_can_be_trained():
     trunk = LandmarkTrunk().train()
     trunk(torch.rand(1, 3, 224, 224)).top.sum().backward()
-    assert all(
-        p.grad is not None and torch.isfinite(p.grad).all() for p in trunk.parameters()
-    )
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trunk.parameters())
 
 
 def test_a_batch_gives_what_its_members_give(landmark_network):
@@ -128,10 +114,7 @@ class Tiny(torch.nn.Module):
 
 
 def good_weights():
-    return {
-        "linear.weight": torch.ones(2, 3).half(),
-        "linear.bias": torch.zeros(2).half(),
-    }
+    return {"linear.weight": torch.ones(2, 3).half(), "linear.bias": torch.zeros(2).half()}
 
 
 def test_weights_load_as_float32(tmp_path):
@@ -186,10 +169,7 @@ def test_broken_files_are_refused_and_nothing_runs(tmp_path):
 
 def test_shipped_weights_are_half_precision():
     models = HERE.parent / "models"
-    for file in (
-        "palm/palm_detection.safetensors",
-        "landmarks/hand_landmark.safetensors",
-    ):
+    for file in ("palm/palm_detection.safetensors", "landmarks/hand_landmark.safetensors"):
         assert {t.dtype for t in load_file(models / file).values()} == {torch.float16}
 
 
@@ -201,10 +181,7 @@ def test_landmark_fit_prediction():
         prediction = network(torch.rand(2, 3, 224, 224), K)
     assert prediction.joints_2d.shape == (2, 21, 2)
     assert torch.equal(prediction.joints_3d[:, 0], torch.zeros(2, 3))
-    assert (
-        prediction.joint_confidence.min() >= 0
-        and prediction.joint_confidence.max() <= 1
-    )
+    assert prediction.joint_confidence.min() >= 0 and prediction.joint_confidence.max() <= 1
     assert prediction.hand_pose is None and prediction.global_orient is None
 
 
@@ -251,7 +228,5 @@ def test_cuda_equals_cpu():
     K = torch.tensor([[400.0, 0, 112], [0, 400, 112], [0, 0, 1]]).expand(2, 3, 3)
     with torch.inference_mode():
         here = load_network("landmark_fit", "cpu")(images, K).joints_2d
-        there = load_network("landmark_fit", "cuda")(
-            images.cuda(), K.cuda()
-        ).joints_2d.cpu()
+        there = load_network("landmark_fit", "cuda")(images.cuda(), K.cuda()).joints_2d.cpu()
     assert (here - there).abs().max() < 0.5

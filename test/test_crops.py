@@ -24,9 +24,7 @@ def blob_centre(picture):
     """Centre of mass in crop pixels: an index's centre is index + 0.5."""
     weight = picture[:, :, 0].astype(np.float64)
     rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    return (
-        np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum() + 0.5
-    )
+    return np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum() + 0.5
 
 
 def blank(camera=PLAIN):
@@ -37,9 +35,7 @@ def blank(camera=PLAIN):
 @MIRRORED
 @pytest.mark.parametrize("angle", [0.0, 0.7, -2.5])
 def test_round_trip(camera, mirrored, angle):
-    crop = crop_around(
-        blank(), Box((420.0, 150.0), 180.0, angle), camera, mirrored=mirrored
-    )
+    crop = crop_around(blank(), Box((420.0, 150.0), 180.0, angle), camera, mirrored=mirrored)
     points = np.random.default_rng(0).uniform(0, 224, (200, 2))
     there = crop_to_image(points, crop, camera)
     assert np.abs(image_to_crop(there, crop, camera) - points).max() < 1e-3
@@ -48,9 +44,7 @@ def test_round_trip(camera, mirrored, angle):
 @CAMERAS
 @MIRRORED
 @pytest.mark.parametrize(("size", "angle"), [(150.0, 0.0), (150.0, 1.1), (420.0, -0.6)])
-def test_a_point_in_space_lands_where_the_crop_camera_projects_it(
-    camera, mirrored, size, angle
-):
+def test_a_point_in_space_lands_where_the_crop_camera_projects_it(camera, mirrored, size, angle):
     point = np.array([[0.06, -0.05, 0.5]])
     pixel = project(point, camera)[0]
     box = Box((pixel[0] + 14.0, pixel[1] - 9.0), size, angle)
@@ -115,9 +109,7 @@ def test_nothing_is_seen_behind_the_camera():
     white = np.full((480, 640, 3), 255, np.uint8)
     crop = crop_around(white, Box((620.0, 240.0), 620.0), camera)
     # The ray through the right border of the crop is more than 90 degrees off the camera's axis.
-    assert ((np.array([112.0 / crop.intrinsics[0, 0], 0, 1])) @ crop.M_camera_crop.T)[
-        2
-    ] < 0
+    assert ((np.array([112.0 / crop.intrinsics[0, 0], 0, 1])) @ crop.M_camera_crop.T)[2] < 0
     assert crop.image[112, -1].max() == 0
     assert crop.image[112, 112].min() == 255
 

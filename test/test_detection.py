@@ -63,9 +63,7 @@ def test_decoding_by_hand():
     logits[2], logits[1152] = 0.5, 2.0
     geometry[2, :6] = (3.0, -1.0, 20.0, 10.0, 7.0, 8.0)
     palms = decode_palms(logits, geometry, anchor_centers(), 0.5)
-    assert palms.scores == pytest.approx(
-        [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(-0.5))]
-    )
+    assert palms.scores == pytest.approx([1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(-0.5))])
     # Anchor 2 is centred at (12, 4): the box at (15, 3), 20 wide, 10 high.
     assert palms.boxes[1].tolist() == [5.0, -2.0, 25.0, 8.0]
     assert palms.points[1, 0].tolist() == [19.0, 12.0]
@@ -74,9 +72,7 @@ def test_decoding_by_hand():
 
 def test_overlap():
     others = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]])
-    assert overlap(np.array([0.0, 0, 10, 10]), others) == pytest.approx(
-        [1.0, 50 / 150, 0.0]
-    )
+    assert overlap(np.array([0.0, 0, 10, 10]), others) == pytest.approx([1.0, 50 / 150, 0.0])
 
 
 def test_suppression_averages_by_score():
@@ -102,9 +98,7 @@ def test_letterbox_maps_pixels():
     weight = picture[:, :, 0].astype(float)
     rows, columns = np.mgrid[:192, :192] + 0.5
     centre = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
-    assert centre == pytest.approx(
-        (np.array([304.5, 104.5]) + 0.5) * scale + offset, abs=0.02
-    )
+    assert centre == pytest.approx((np.array([304.5, 104.5]) + 0.5) * scale + offset, abs=0.02)
 
 
 def test_box_from_palm():
@@ -130,12 +124,8 @@ def test_box_from_landmarks_by_hand():
 
 @pytest.mark.parametrize("angle", [0.5, -2.0, 3.0])
 def test_box_turns_with_the_hand(angle):
-    plain, turned = (
-        box_from_landmarks(hand_at(300, 200, angle=a)) for a in (0.0, angle)
-    )
-    assert np.angle(np.exp(1j * (turned.angle - plain.angle - angle))) == pytest.approx(
-        0, abs=1e-9
-    )
+    plain, turned = (box_from_landmarks(hand_at(300, 200, angle=a)) for a in (0.0, angle))
+    assert np.angle(np.exp(1j * (turned.angle - plain.angle - angle))) == pytest.approx(0, abs=1e-9)
     assert turned.size == pytest.approx(plain.size)
 
 
@@ -151,9 +141,7 @@ class StandIn:
         self.searches.append(self.stamp_s)
         return [
             Box(b.center, b.size, b.angle, score=0.9)
-            for b in (
-                box_from_landmarks(points) for points, _ in self.script(self.stamp_s)
-            )
+            for b in (box_from_landmarks(points) for points, _ in self.script(self.stamp_s))
         ]
 
     def see(self, boxes):
@@ -189,10 +177,7 @@ def frames(seconds, start=0.0):
 
 def test_two_hands_are_followed_without_duplicates():
     def script(t):
-        return [
-            (hand_at(200 + 40 * t, 240), 0.95),
-            (hand_at(440, 240 - 30 * t, mirror=True), 0.05),
-        ]
+        return [(hand_at(200 + 40 * t, 240), 0.95), (hand_at(440, 240 - 30 * t, mirror=True), 0.05)]
 
     history, _ = play(script, frames(2.0))
     assert all(len(tracks) == 2 for tracks in history)
@@ -233,18 +218,14 @@ def test_side_does_not_flicker_with_noisy_scores():
 
 
 def test_a_wrong_first_guess_is_corrected():
-    history, _ = play(
-        lambda t: [(hand_at(300, 240), 0.9 if t < 0.05 else 0.1)], frames(1.0)
-    )
+    history, _ = play(lambda t: [(hand_at(300, 240), 0.9 if t < 0.05 else 0.1)], frames(1.0))
     sides = [tracks[0].side for tracks in history]
     assert sides[0] == "right" and sides[-1] == "left"
     assert sum(a != b for a, b in itertools.pairwise(sides)) == 1
 
 
 def test_two_tracks_never_share_a_side():
-    history, _ = play(
-        lambda t: [(hand_at(180, 240), 0.9), (hand_at(460, 240), 0.8)], frames(1.0)
-    )
+    history, _ = play(lambda t: [(hand_at(180, 240), 0.9), (hand_at(460, 240), 0.8)], frames(1.0))
     assert all({t.side for t in tracks} == {"left", "right"} for tracks in history)
 
 
@@ -265,9 +246,7 @@ def test_crossing_hands_keep_their_identity():
 
 def test_identity_survives_boxes_that_slip_onto_the_other_hand():
     """Both networks saw the other track's hand: sides and places say so."""
-    scene = StandIn(
-        lambda t: [(hand_at(260, 240), 0.95), (hand_at(380, 240, mirror=True), 0.05)]
-    )
+    scene = StandIn(lambda t: [(hand_at(260, 240), 0.95), (hand_at(380, 240, mirror=True), 0.05)])
     tracker = HandTracker(scene)
     for stamp in frames(0.5):
         boxes = tracker.boxes(IMAGE, stamp)
@@ -276,13 +255,8 @@ def test_identity_survives_boxes_that_slip_onto_the_other_hand():
     boxes = tracker.boxes(IMAGE, 0.5)
     landmarks, presence, _ = scene.see(boxes)
     # Row 0 (right, plain crop) holds the left hand; row 1 (left, mirrored crop) the right one.
-    tracks = tracker.update(
-        boxes, landmarks[::-1], presence, np.array([0.05, 0.05]), 0.5
-    )
-    assert [(t.track_id, t.row, t.side) for t in tracks] == [
-        (0, 1, "right"),
-        (1, 0, "left"),
-    ]
+    tracks = tracker.update(boxes, landmarks[::-1], presence, np.array([0.05, 0.05]), 0.5)
+    assert [(t.track_id, t.row, t.side) for t in tracks] == [(0, 1, "right"), (1, 0, "left")]
 
 
 def test_a_hand_that_returns_is_found_within_200_ms():
@@ -366,14 +340,8 @@ def test_bad_input():
     with pytest.raises(HandPerceptionError, match="finite time"):
         tracker.boxes(IMAGE, np.nan)
     with pytest.raises(HandPerceptionError, match="1 boxes need"):
-        tracker.update(
-            [Box((1, 1), 2)], np.zeros((2, 21, 2)), np.zeros(1), np.zeros(1), 0.0
-        )
-    for options in (
-        {"num_hands": 3},
-        {"min_presence": 2.0},
-        {"search_interval_s": -1.0},
-    ):
+        tracker.update([Box((1, 1), 2)], np.zeros((2, 21, 2)), np.zeros(1), np.zeros(1), 0.0)
+    for options in ({"num_hands": 3}, {"min_presence": 2.0}, {"search_interval_s": -1.0}):
         with pytest.raises(HandPerceptionError, match=next(iter(options))):
             HandTracker(StandIn(lambda t: []), TrackingOptions(**options))
 
@@ -384,11 +352,7 @@ def detector():
 
 
 def test_detector_refuses_other_images(detector):
-    for image in (
-        np.zeros((48, 64), np.uint8),
-        np.zeros((48, 64, 3)),
-        np.zeros((0, 4, 3), "u1"),
-    ):
+    for image in (np.zeros((48, 64), np.uint8), np.zeros((48, 64, 3)), np.zeros((0, 4, 3), "u1")):
         with pytest.raises(HandPerceptionError, match="uint8 RGB"):
             detector.detect(image)
 

@@ -35,12 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 from reference_pictures import PHOTOS, reference_picture
 
-from hand_perception.networks.layers import (
-    CROP_SIZE,
-    PALM_SIZE,
-    LandmarkNetwork,
-    PalmNetwork,
-)
+from hand_perception.networks.layers import CROP_SIZE, PALM_SIZE, LandmarkNetwork, PalmNetwork
 
 NETWORKS = {
     "palm": (
@@ -54,18 +49,10 @@ NETWORKS = {
         "models/landmarks/hand_landmark.safetensors",
     ),
 }
-OPERATORS = {
-    value: name
-    for name, value in vars(tflite.BuiltinOperator).items()
-    if name.isupper()
-}
+OPERATORS = {value: name for name, value in vars(tflite.BuiltinOperator).items() if name.isupper()}
 DTYPES = {tflite.TensorType.FLOAT32: np.float32, tflite.TensorType.FLOAT16: np.float16}
 # TensorFlow's weight layouts -> torch's (out, in / groups, height, width).
-LAYOUTS = {
-    "CONV_2D": (0, 3, 1, 2),
-    "DEPTHWISE_CONV_2D": (3, 0, 1, 2),
-    "FULLY_CONNECTED": (0, 1),
-}
+LAYOUTS = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "FULLY_CONNECTED": (0, 1)}
 
 
 def layers(data: bytes) -> Iterator[list[np.ndarray]]:
@@ -77,9 +64,7 @@ def layers(data: bytes) -> Iterator[list[np.ndarray]]:
         tensor = graph.Tensors(index)
         buffer = model.Buffers(tensor.Buffer())
         if buffer.DataLength() and tensor.Type() in DTYPES:
-            values = np.frombuffer(
-                buffer.DataAsNumpy().tobytes(), DTYPES[tensor.Type()]
-            )
+            values = np.frombuffer(buffer.DataAsNumpy().tobytes(), DTYPES[tensor.Type()])
             constants[index] = values.reshape(tensor.ShapeAsNumpy())
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
@@ -106,9 +91,7 @@ def convert(network: nn.Module, data: bytes) -> dict[str, torch.Tensor]:
         parameters = dict(leaf.named_parameters())
         if len(arrays) == 2 and "bias" not in parameters:
             if np.any(arrays[1]):
-                raise SystemExit(
-                    f"{name}: the original has a bias, the module has none"
-                )
+                raise SystemExit(f"{name}: the original has a bias, the module has none")
             arrays = arrays[:1]
         for (key, parameter), array in zip(parameters.items(), arrays, strict=True):
             if tuple(parameter.shape) != array.shape:
@@ -132,9 +115,7 @@ def reference(data: bytes, picture: np.ndarray) -> dict[str, np.ndarray]:
     interpreter.set_tensor(tensor["index"], picture[None].astype(np.float32) / 255)
     interpreter.invoke()
     outputs = interpreter.get_output_details()
-    return {
-        output["name"]: interpreter.get_tensor(output["index"])[0] for output in outputs
-    }
+    return {output["name"]: interpreter.get_tensor(output["index"])[0] for output in outputs}
 
 
 def write_references(archive: zipfile.ZipFile, data: Path) -> None:
@@ -146,17 +127,13 @@ def write_references(archive: zipfile.ZipFile, data: Path) -> None:
     palm = archive.read(NETWORKS["palm"][1])
     landmarks = archive.read(NETWORKS["landmarks"][1])
     for name in ("generated", *PHOTOS):
-        small, large = (
-            reference_picture(name, size, data) for size in (PALM_SIZE, CROP_SIZE)
-        )
+        small, large = (reference_picture(name, size, data) for size in (PALM_SIZE, CROP_SIZE))
         found, hand = reference(palm, small), reference(landmarks, large)
         target = ROOT / f"test/data/mediapipe_{name}.npz"
         target.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             target,
-            checksums=np.array(
-                [zlib.crc32(small.tobytes()), zlib.crc32(large.tobytes())]
-            ),
+            checksums=np.array([zlib.crc32(small.tobytes()), zlib.crc32(large.tobytes())]),
             geometry=found["Identity"][::5],
             logits=found["Identity_1"][::5, 0],
             screen=hand["Identity"].reshape(21, 3),
@@ -173,10 +150,7 @@ def main() -> None:
     )
     parser.add_argument("wheel", type=Path, help="the mediapipe 0.10.14 wheel")
     parser.add_argument(
-        "--references",
-        type=Path,
-        metavar="DATA",
-        help="also write test references; photos in DATA",
+        "--references", type=Path, metavar="DATA", help="also write test references; photos in DATA"
     )
     args = parser.parse_args()
     with zipfile.ZipFile(args.wheel) as archive:
@@ -186,9 +160,7 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"source": f"mediapipe 0.10.14, {source}, Apache-2.0"}
             save_file(weights, path, metadata=metadata)
-            print(
-                f"{target}: {len(weights)} tensors, {path.stat().st_size / 1e6:.1f} MB"
-            )
+            print(f"{target}: {len(weights)} tensors, {path.stat().st_size / 1e6:.1f} MB")
         if args.references is not None:
             write_references(archive, args.references)
 

@@ -11,9 +11,7 @@ from torch import nn
 from hand_perception.networks.landmark_fit import LandmarkFit
 from hand_perception.types import HandPerceptionError
 
-METHODS: dict[str, Callable[[Path | None], nn.Module]] = {
-    "landmark_fit": LandmarkFit.load,
-}
+METHODS: dict[str, Callable[[Path | None], nn.Module]] = {"landmark_fit": LandmarkFit.load}
 """Name -> how to load it: takes the folder of the weights (None: the shipped one)."""
 
 

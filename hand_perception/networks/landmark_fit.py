@@ -40,9 +40,7 @@ class LandmarkFit(nn.Module):
         return Prediction(
             joints_2d=joints_2d,
             joints_3d=joints_3d,
-            joint_confidence=joint_confidence(
-                joints_2d, joints_3d, landmarks.presence, intrinsics
-            ),
+            joint_confidence=joint_confidence(joints_2d, joints_3d, landmarks.presence, intrinsics),
             presence=landmarks.presence,
             right_score=landmarks.handedness,
         )
@@ -84,8 +82,6 @@ def joint_confidence(
     distance = ((projected - rays) * focal).norm(dim=-1)
     extent = (joints_2d.amax(dim=1) - joints_2d.amin(dim=1)).amax(dim=1, keepdim=True)
     agreement = torch.exp(-0.5 * (distance / (AGREEMENT * extent)).square())
-    outside = (
-        torch.maximum(-joints_2d, joints_2d - size[:, None]).amax(dim=-1).clamp(min=0.0)
-    )
+    outside = torch.maximum(-joints_2d, joints_2d - size[:, None]).amax(dim=-1).clamp(min=0.0)
     inside = (1.0 - outside / RIM).clamp(min=0.0)
     return presence[:, None] * agreement * inside

@@ -50,9 +50,7 @@ class SameConv2d(nn.Conv2d):
         )
         before = (kernel - stride) // 2
         after = kernel - stride - before
-        self.pads = (
-            (before, after, before, after) if stride > 1 and kernel > stride else None
-        )
+        self.pads = (before, after, before, after) if stride > 1 and kernel > stride else None
 
     def forward(self, input: Tensor) -> Tensor:
         if self.pads is not None:
@@ -69,12 +67,7 @@ class InvertedResidual(nn.Module):
     """Expand, filter by depth, project (MobileNetV2); adds its input where the shapes agree."""
 
     def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
+        self, in_channels: int, width: int, out_channels: int, kernel: int, stride: int = 1
     ) -> None:
         super().__init__()
         self.expand = SameConv2d(in_channels, width, 1)
@@ -196,9 +189,7 @@ class LandmarkNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> LandmarkNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(
-            network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors"
-        )
+        load_weights(network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors")
         _store_channels_last(network)
         return network.eval()
 
@@ -239,9 +230,7 @@ class PalmUpsample(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(B, C_in, H, W) and (B, C_out, 2H, 2W) -> (B, C_out, 2H, 2W)."""
-        larger = F.interpolate(
-            coarse, scale_factor=2.0, mode="bilinear", align_corners=False
-        )
+        larger = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return fine + self.activation(self.project(larger))
 
 
@@ -309,9 +298,7 @@ class PalmNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> PalmNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(
-            network, path or MODELS_DIR / "palm" / "palm_detection.safetensors"
-        )
+        load_weights(network, path or MODELS_DIR / "palm" / "palm_detection.safetensors")
         _store_channels_last(network)
         return network.eval()
 
@@ -319,9 +306,7 @@ class PalmNetwork(nn.Module):
 def _store_channels_last(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(
-                memory_format=torch.channels_last
-            )
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
@@ -333,18 +318,14 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise HandPerceptionError(
-            f"weights {path} do not exist; a safetensors file is needed"
-        )
+        raise HandPerceptionError(f"weights {path} do not exist; a safetensors file is needed")
     try:
         weights = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise HandPerceptionError(
             f"weights {path} are not a complete safetensors file ({error}); only safetensors is read"
         ) from error
-    expected = {
-        name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
-    }
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - weights.keys())
     unknown = sorted(weights.keys() - expected.keys())
     if missing or unknown:
