@@ -106,7 +106,7 @@ def convert(network: nn.Module, data: bytes) -> dict[str, torch.Tensor]:
 
 
 def reference(data: bytes, picture: np.ndarray) -> dict[str, np.ndarray]:
-    """What the original answers for a picture (S, S, 3) uint8, by the interpreter of ai-edge-litert."""
+    """What the original answers for a picture (S, S, 3) uint8, by ai-edge-litert."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=data)
