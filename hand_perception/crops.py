@@ -2,8 +2,9 @@
 
 A crop is what a virtual camera in the same place sees: it looks along the ray through the box
 centre (distortion removed), is turned by the least rotation from the real camera and then by the
-box's angle about its axis, and has the focal length at which the box spans the crop. So a crop shows the hand without perspective or lens distortion from
-its place in the image, and 3D in the crop frame is a rotation away from the camera frame.
+box's angle about its axis, and has the focal length at which the box spans the crop. So a crop
+shows the hand without the perspective and lens distortion of its place in the image, and 3D in
+the crop frame is a rotation away from the camera frame.
 
 Image pixels: the first pixel's centre is (0, 0). Crop pixels: it is (0.5, 0.5).
 """
@@ -34,9 +35,10 @@ def crop_around(
 
     The focal length is `f = S / (b t)`: S the crop's side and b the box's side in pixels, t the
     tangent that one image pixel at the box centre spans about the optical axis of the crop
-    (mean of the four directions). A box much larger than the crop is sampled from a smaller copy of the image against aliasing.
-    `mirrored` None mirrors left hands. Raises HandPerceptionError for an image that is not RGB or
-    not of the camera's size, and for a box without a size or too far off to be seen by a camera.
+    (mean of the four directions). A box much larger than the crop is sampled from a smaller
+    copy of the image against aliasing. `mirrored` None mirrors left hands.
+    Raises HandPerceptionError for an image that is not RGB or not of the camera's size, and for
+    a box without a size or too wide to be seen by a pinhole camera.
     """
     _check(image, box, camera, size)
     if mirrored is None:

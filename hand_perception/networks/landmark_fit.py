@@ -1,6 +1,7 @@
 """landmark_fit: MediaPipe's landmark network as a method; the pipeline fits the hand model.
 
-The baseline of all later methods (Zhang et al., MediaPipe Hands, 2020). Weights: `models/landmarks`.
+The baseline of all later methods (Zhang et al., MediaPipe Hands, 2020).
+Weights: `models/landmarks`.
 """
 
 from __future__ import annotations

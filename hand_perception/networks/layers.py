@@ -1,8 +1,9 @@
 """Building blocks, weight files, and the two pretrained networks that everything stands on.
 
 `PalmNetwork` finds palms in a 192 px picture; `LandmarkNetwork` reads one hand from a 224 px crop,
-and its `LandmarkTrunk` is the backbone of the other methods. Both are MediaPipe's (palm_detection_full
-and hand_landmark_full of the mediapipe 0.10.14 wheel, Apache-2.0), rewritten as plain modules;
+and its `LandmarkTrunk` is the backbone of the other methods. Both are MediaPipe's
+(palm_detection_full and hand_landmark_full of the mediapipe 0.10.14 wheel, Apache-2.0), rewritten
+as plain modules;
 tools/convert_mediapipe.py makes their weights. Images are (B, 3, S, S) RGB floats in [0, 1].
 Loaded networks hold their weights channels last: on a CPU they run almost twice as fast so.
 """
@@ -323,7 +324,8 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         weights = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise HandPerceptionError(
-            f"weights {path} are not a complete safetensors file ({error}); only safetensors is read"
+            f"weights {path} are not a complete safetensors file ({error}); "
+            "only safetensors is read"
         ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - weights.keys())
