@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -133,13 +133,13 @@ class Prediction:
 
     def __getitem__(self, rows: slice | list[int]) -> Prediction:
         """The same of some crops."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Prediction(*(None if v is None else v[rows] for v in values))
+        columns: list[Any] = [getattr(self, f.name) for f in fields(self)]
+        return Prediction(*(None if c is None else c[rows] for c in columns))
 
     @staticmethod
     def cat(predictions: Sequence[Prediction]) -> Prediction:
         """One batch of several; a field that any of them lacks is None."""
-        columns = ([getattr(p, f.name) for p in predictions] for f in fields(Prediction))
+        columns: list[Any] = [[getattr(p, f.name) for p in predictions] for f in fields(Prediction)]
         return Prediction(*(None if any(v is None for v in c) else torch.cat(c) for c in columns))
 
 
