@@ -133,14 +133,16 @@ class Prediction:
 
     def __getitem__(self, rows: slice | list[int]) -> Prediction:
         """The same of some crops."""
-        columns: list[Any] = [getattr(self, f.name) for f in fields(self)]
-        return Prediction(*(None if c is None else c[rows] for c in columns))
+        columns = [getattr(self, f.name) for f in fields(self)]
+        picked: list[Any] = [None if column is None else column[rows] for column in columns]
+        return Prediction(*picked)
 
     @staticmethod
     def cat(predictions: Sequence[Prediction]) -> Prediction:
         """One batch of several; a field that any of them lacks is None."""
-        columns: list[Any] = [[getattr(p, f.name) for p in predictions] for f in fields(Prediction)]
-        return Prediction(*(None if any(v is None for v in c) else torch.cat(c) for c in columns))
+        columns = [[getattr(p, f.name) for p in predictions] for f in fields(Prediction)]
+        joined: list[Any] = [None if any(v is None for v in c) else torch.cat(c) for c in columns]
+        return Prediction(*joined)
 
 
 @dataclass(frozen=True)
