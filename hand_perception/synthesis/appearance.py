@@ -1,14 +1,7 @@
-"""How scenes look: skin, nails, sleeves, objects, lights and procedural backgrounds.
-
-Albedo is linear light; backgrounds are sRGB pictures, as a photo would be.
-"""
+"""How hands and things look: skin, nails, sleeves, materials and lights, in linear light."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,10 +21,9 @@ from hand_perception.synthesis.renderer import (
     SOLID,
     Lighting,
 )
-from hand_perception.types import FloatArray, HandPerceptionError
+from hand_perception.types import FloatArray
 
 F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 # sRGB anchors from very light to very dark skin; the back of the hand.
 _SKIN = np.array(
@@ -40,7 +32,7 @@ _SKIN = np.array(
         [0.66, 0.47, 0.34], [0.52, 0.35, 0.25], [0.38, 0.25, 0.18], [0.25, 0.17, 0.13],
     ]
 )  # fmt: skip
-_GAMMA = 2.2
+GAMMA = 2.2
 
 
 def sample_skin(rng: np.random.Generator) -> tuple[FloatArray, float]:
@@ -52,7 +44,7 @@ def sample_skin(rng: np.random.Generator) -> tuple[FloatArray, float]:
     srgb = srgb * (1 + rng.normal(0, 0.025, 3)) * rng.uniform(0.93, 1.04)
     if rng.random() < 0.25:  # ruddy or sallow
         srgb = srgb * (1 + rng.normal(0, 0.05) * np.array([1.0, -0.4, -0.6]))
-    return np.clip(srgb, 0.02, 1) ** _GAMMA, float(darkness)
+    return np.clip(srgb, 0.02, 1) ** GAMMA, float(darkness)
 
 
 def random_color(rng: np.random.Generator) -> FloatArray:
@@ -64,7 +56,7 @@ def random_color(rng: np.random.Generator) -> FloatArray:
         saturation *= 0.15
     hue = rng.random() * 6 + np.array([0.0, 4.0, 2.0])
     pure = np.clip(np.abs(hue % 6 - 3) - 1, 0, 1)
-    return np.clip(value * (1 - saturation * (1 - pure)), 0.01, 1) ** _GAMMA
+    return np.clip(value * (1 - saturation * (1 - pure)), 0.01, 1) ** GAMMA
 
 
 def _smooth_noise(rng: np.random.Generator, points: F32, wavelength: float) -> F32:
@@ -113,7 +105,7 @@ def paint_hand(
     out[:, REST : REST + 3] = rest
     material = np.zeros(NUM_MATERIAL, np.float32)
     material[:8] = [
-        SKIN, rng.uniform(9, 30), rng.uniform(0.2, 0.45), rng.uniform(0.04, 0.16),
+        SKIN, rng.uniform(9, 30), rng.uniform(0.2, 0.45), rng.uniform(0.03, 0.1),
         rng.uniform(0.02, 0.16), rng.uniform(450, 1100), 0, 0,
     ]  # fmt: skip
     material[8:] = nail
@@ -193,6 +185,10 @@ def sample_lighting(
     cool = rng.normal(0, 0.1)
     sky = np.array([1 - cool, 1, 1 + cool]) * (0.75 - 0.5 * hard) * rng.uniform(0.8, 1.2)
     ground = sky[::-1] * rng.uniform(0.25, 0.8)
+    # A white surface that faces the first light gets about 1, however many lights there are.
+    total = 0.75 * lights[:, 3:].mean(1).sum() + 0.5 * (sky.mean() + ground.mean())
+    lights[:, 3:] /= total
+    sky, ground = sky / total, ground / total
     lighting = Lighting(
         lights,
         np.stack([sky, ground]).astype(np.float32),
@@ -202,277 +198,3 @@ def sample_lighting(
     )
     cast = 1 + rng.normal(0, 0.06, 3)
     return lighting, cast
-
-
-# ---- Backgrounds -----------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _noise_bank() -> F32:
-    """(8, 256, 256) fractal noise in [0, 1] of different roughness."""
-    rng = np.random.default_rng(11)
-    f = np.fft.fftfreq(256)
-    radius = np.hypot(f[:, None], f[None]) + 1 / 256
-    out = []
-    for slope in np.linspace(0.9, 2.2, 8):
-        value = np.fft.ifft2(np.fft.fft2(rng.normal(size=(256, 256))) / radius**slope).real
-        out.append((value - value.min()) / np.ptp(value))
-    return np.array(out, np.float32)
-
-
-def _rgb(rng: np.random.Generator) -> tuple[float, float, float]:
-    color = np.clip(random_color(rng) ** (1 / _GAMMA) * 255, 0, 255)
-    return float(color[0]), float(color[1]), float(color[2])
-
-
-def _skin_rgb(rng: np.random.Generator) -> tuple[float, float, float]:
-    color = np.clip(sample_skin(rng)[0] ** (1 / _GAMMA) * 255 * rng.uniform(0.6, 1.1), 0, 255)
-    return float(color[0]), float(color[1]), float(color[2])
-
-
-def _texture(rng: np.random.Generator, side: int) -> U8:
-    """A surface (side, side, 3): plain, cloudy, wood, stripes, tiles, cloth or leaves."""
-    a, b = np.array(_rgb(rng), np.float32), np.array(_rgb(rng), np.float32)
-    if rng.random() < 0.6:
-        b = np.clip(a * rng.uniform(0.6, 1.3), 0, 255)  # most things have one colour
-    kind = rng.choice(8, p=[0.24, 0.16, 0.14, 0.1, 0.1, 0.12, 0.08, 0.06])
-    noise = _noise_bank()[rng.integers(8)]
-    top, left = rng.integers(0, 128, 2)
-    window = rng.integers(48, 128)
-    cloud = cv2.resize(noise[top : top + window, left : left + window], (side, side))
-    if kind == 0:  # a wall, unevenly lit
-        mix = 0.3 * cloud + np.linspace(0, rng.uniform(-0.5, 0.5), side, dtype=np.float32)
-        mix = mix if rng.random() < 0.5 else mix.T
-    elif kind == 1:
-        mix = np.clip((cloud - 0.5) * rng.uniform(1, 5) + 0.5, 0, 1)
-    elif kind == 2:  # wood: rings drawn out along the grain
-        grain = cv2.resize(noise[top : top + 128, left : left + 12], (side, side))
-        grain = grain.T if rng.random() < 0.7 else grain
-        mix = 0.5 + 0.5 * np.sin(grain * rng.uniform(10, 45))
-        mix = mix * 0.6 + 0.4 * grain
-    elif kind in (3, 4):
-        wave = np.arange(side, dtype=np.float32) * rng.uniform(0.05, 0.6)
-        phase = rng.uniform(0, 6)
-        if kind == 3:
-            mix = np.tile(
-                (np.sin(wave + phase) > rng.uniform(-0.8, 0.8)).astype(np.float32), (side, 1)
-            )
-            mix = mix if rng.random() < 0.5 else mix.T
-        else:
-            lines = (np.sin(wave) > rng.uniform(0.3, 0.97)).astype(np.float32)
-            mix = np.maximum(lines[None], lines[:, None])
-        mix = np.ascontiguousarray(mix) * 0.9 + 0.15 * cloud
-    elif kind == 5:  # cloth
-        weave = rng.random((side // 2, side // 2), np.float32)
-        mix = 0.6 * cloud + 0.4 * cv2.resize(weave, (side, side))
-    elif kind == 6:  # leaves
-        picture = np.empty((side, side, 3), np.uint8)
-        picture[:] = (b * 0.4).astype(np.uint8)
-        green = np.array([a[0] * 0.6, max(a), a[2] * 0.4]) if rng.random() < 0.7 else a
-        for _ in range(90):
-            shade = green * rng.uniform(0.3, 1.1)
-            center = tuple(int(v) for v in rng.integers(0, side, 2))
-            size = tuple(int(v) for v in rng.integers(2, max(4, side // 14), 2))
-            cv2.ellipse(
-                picture, center, size, float(rng.uniform(0, 180)), 0, 360,
-                tuple(float(v) for v in np.clip(shade, 0, 255)), -1, cv2.LINE_AA,
-            )  # fmt: skip
-        return picture
-    else:  # speckled stone
-        mix = (rng.random((side, side), np.float32) > rng.uniform(0.5, 0.95)).astype(np.float32)
-        mix = 0.7 * cv2.GaussianBlur(mix, (3, 3), 0) + 0.3 * cloud
-    mix = mix[..., None]
-    return np.clip(a + (b - a) * mix, 0, 255).astype(np.uint8)
-
-
-def _clutter(rng: np.random.Generator, picture: U8) -> None:
-    """Things in the room, drawn onto the picture: furniture, screens, books, cables, papers."""
-    height, width = picture.shape[:2]
-    for _ in range(rng.integers(0, 9)):
-        x, y = rng.integers(0, width), rng.integers(0, height)
-        w, h = rng.integers(width // 16, width // 2), rng.integers(height // 16, height // 2)
-        kind = rng.integers(6)
-        color = _rgb(rng)
-        if kind == 0:  # a textured panel
-            angle, box = rng.normal(0, 12), (int(w), int(h))
-            corners = cv2.boxPoints(((float(x), float(y)), box, float(angle))).astype(np.float32)
-            texture = _texture(rng, 96)
-            source = np.array([[0, 96], [0, 0], [96, 0], [96, 96]], np.float32)
-            warp = cv2.getPerspectiveTransform(source, corners)
-            cv2.warpPerspective(
-                texture, warp, (width, height), picture, borderMode=cv2.BORDER_TRANSPARENT
-            )
-        elif kind == 1:  # a row of books, blinds or keys
-            step = max(3, int(w) // rng.integers(3, 12))
-            base = np.array(color)
-            for k in range(int(w) // step):
-                shade = np.array(_rgb(rng)) if rng.random() < 0.5 else base * rng.uniform(0.6, 1.2)
-                low = (int(x) + k * step, int(y) + int(rng.integers(0, 1 + h // 6)))
-                high = (int(x) + (k + 1) * step - 1, int(y + h))
-                cv2.rectangle(picture, low, high, tuple(map(float, np.clip(shade, 0, 255))), -1)
-        elif kind == 2:  # a bright window or screen
-            bright = tuple(float(v) for v in np.clip(np.array(color) * 0.3 + 180, 0, 255))
-            cv2.rectangle(picture, (int(x), int(y)), (int(x + w), int(y + h)), bright, -1)
-            cv2.rectangle(picture, (int(x), int(y)), (int(x + w), int(y + h)), color, 3)
-        elif kind == 3:
-            axes = (int(w) // 2 + 1, int(h) // 2 + 1)
-            cv2.ellipse(
-                picture, (int(x), int(y)), axes, float(rng.uniform(0, 180)), 0, 360, color, -1,
-                cv2.LINE_AA,
-            )  # fmt: skip
-        elif kind == 4:  # cables, edges, poles
-            points = rng.integers(0, width, (rng.integers(2, 5), 1, 2)).astype(np.int32)
-            thickness = int(rng.choice([1, 2, 4, 9, 20]))
-            cv2.polylines(picture, [points], False, color, thickness, cv2.LINE_AA)
-        else:  # writing
-            text = "".join(chr(c) for c in rng.integers(48, 122, rng.integers(3, 14)))
-            size = float(rng.uniform(0.3, 1.6))
-            cv2.putText(
-                picture, text, (int(x) - 40, int(y)), int(rng.integers(0, 7)), size, color, 2
-            )
-
-
-def _people(rng: np.random.Generator, picture: U8) -> None:
-    """Blurred persons: heads with hair and eyes, shoulders, bare arms; decoys for skin colour."""
-    height, width = picture.shape[:2]
-    for _ in range(rng.integers(1, 3)):
-        skin = _skin_rgb(rng)
-        dark = tuple(0.75 * v for v in skin)
-        size = int(rng.uniform(0.08, 0.3) * height)
-        x, y = int(rng.uniform(0.1, 0.9) * width), int(rng.uniform(0.1, 0.8) * height)
-        cloth, hair = _rgb(rng), tuple(v * 0.4 for v in _rgb(rng))
-        cv2.ellipse(
-            picture,
-            (x, y + int(2.9 * size)),
-            (int(1.9 * size), int(1.8 * size)),
-            0,
-            0,
-            360,
-            cloth,
-            -1,
-            cv2.LINE_AA,
-        )
-        cv2.rectangle(
-            picture, (x - size // 3, y + size // 2), (x + size // 3, y + int(1.5 * size)), dark, -1
-        )
-        cv2.ellipse(
-            picture,
-            (x, y - size // 5),
-            (int(0.86 * size), int(1.1 * size)),
-            0,
-            0,
-            360,
-            hair,
-            -1,
-            cv2.LINE_AA,
-        )
-        cv2.ellipse(picture, (x, y), (int(0.74 * size), size), 0, 0, 360, skin, -1, cv2.LINE_AA)
-        for sign in (-1, 1):
-            eye = (x + int(sign * 0.3 * size), y - size // 8)
-            cv2.ellipse(
-                picture,
-                eye,
-                (max(1, size // 8), max(1, size // 16)),
-                0,
-                0,
-                360,
-                (40, 30, 30),
-                -1,
-                cv2.LINE_AA,
-            )
-        cv2.ellipse(
-            picture,
-            (x, y + size // 2),
-            (size // 4, max(1, size // 14)),
-            0,
-            0,
-            360,
-            (150, 70, 70),
-            -1,
-            cv2.LINE_AA,
-        )
-        cv2.ellipse(
-            picture,
-            (x, y + size // 6),
-            (max(1, size // 9), size // 5),
-            0,
-            0,
-            360,
-            dark,
-            -1,
-            cv2.LINE_AA,
-        )
-        if rng.random() < 0.6:
-            ends = rng.integers(0, width, (2, 2))
-            thick = max(4, int(0.55 * size))
-            cv2.line(
-                picture,
-                tuple(map(int, ends[0])),
-                tuple(map(int, ends[1])),
-                skin,
-                thick,
-                cv2.LINE_AA,
-            )
-
-
-def sample_background(
-    rng: np.random.Generator, width: int, height: int, photos: Path | None = None
-) -> U8:
-    """A background (height, width, 3) sRGB: a room, a table, outdoors-like noise, or a photo."""
-    if photos is not None and rng.random() < 0.6:
-        return _photo(rng, width, height, photos)
-    side = 256
-    picture = cv2.resize(_texture(rng, side), (width, height), interpolation=cv2.INTER_LINEAR)
-    layout = rng.random()
-    if layout < 0.4:  # a wall and a floor or a table in perspective
-        horizon = int(height * rng.uniform(0.15, 0.8))
-        source = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32)
-        reach = width * rng.uniform(0.1, 1.5)
-        target = np.array(
-            [[0, horizon], [width, horizon + rng.normal(0, 25)], [width + reach, height * 1.4],
-             [-reach, height * 1.4]], np.float32,
-        )  # fmt: skip
-        warp = cv2.getPerspectiveTransform(source, target)
-        cv2.warpPerspective(
-            _texture(rng, side), warp, (width, height), picture, borderMode=cv2.BORDER_TRANSPARENT
-        )
-    elif layout < 0.55:  # two surfaces that meet at a slant
-        mask = np.zeros((height, width), np.uint8)
-        points = rng.integers(0, width, (4, 2)).astype(np.int32)
-        cv2.fillConvexPoly(mask, cv2.convexHull(points), 255, cv2.LINE_AA)
-        other = cv2.resize(_texture(rng, side), (width, height))
-        picture[mask > 127] = other[mask > 127]
-    _clutter(rng, picture)
-    if rng.random() < 0.3:
-        _people(rng, picture)
-    if rng.random() < 0.4:
-        _clutter(rng, picture)
-    if rng.random() < 0.7:  # out of focus
-        picture = cv2.GaussianBlur(picture, (0, 0), float(np.exp(rng.uniform(-0.7, 2.0))))
-    # Uneven light over the whole room.
-    coarse = _noise_bank()[7][rng.integers(0, 200) :, rng.integers(0, 200) :][:50, :50]
-    light = cv2.resize(coarse, (width, height))[..., None]
-    light = 1 + rng.uniform(0, 0.9) * (light - 0.5)
-    return np.clip(picture * light, 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _photo_files(folder: Path) -> tuple[Path, ...]:
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    files = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes))
-    if not files:
-        raise HandPerceptionError(f"{folder} holds no pictures (.jpg, .jpeg, .png, .webp)")
-    return files
-
-
-def _photo(rng: np.random.Generator, width: int, height: int, folder: Path) -> U8:
-    files = _photo_files(folder)
-    picture = cv2.imread(str(files[rng.integers(len(files))]), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise HandPerceptionError(f"a picture in {folder} cannot be read")
-    h, w = picture.shape[:2]
-    scale = rng.uniform(0.4, 1.0) * min(w / width, h / height)
-    cut_w, cut_h = max(2, int(width * scale)), max(2, int(height * scale))
-    x, y = rng.integers(0, max(1, w - cut_w + 1)), rng.integers(0, max(1, h - cut_h + 1))
-    cut = picture[y : y + cut_h, x : x + cut_w]
-    return cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)

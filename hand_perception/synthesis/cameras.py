@@ -58,16 +58,28 @@ def sample_viewpoint(rng: np.random.Generator) -> Viewpoint:
         pitch = np.arcsin(rng.uniform(-0.97, 0.97))
     focal = width / 2 / np.tan(view / 2)
     camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
-    # Far hands in coarse pictures are few pixels wide: come nearer.
-    distance = min(distance, 0.18 * focal / 60)
-    place = rng.uniform(-0.36, 0.36, 2) * [width, height] + [0, 0.05 * height]
-    wrist = distance * np.array([place[0] / focal, place[1] / focal, 1.0])
-    turn = (
+    # A hand is about 0.19 m long: not fewer than 70 pixels, and as a rule within the picture.
+    distance = min(distance, 0.19 * focal / 70)
+    distance = max(distance, 0.19 * focal / (height * rng.uniform(0.35, 0.9)))
+    edge = 0.42 if rng.random() < 0.12 else 0.27
+    place = np.clip(rng.normal(0, 0.17, 2), -edge, edge) * [width, height]
+    center = distance * np.array([place[0] / focal, place[1] / focal, 1.0])
+    orientation = _turn(yaw, pitch, roll)
+    # Nobody looks along a forearm that starts at the camera.
+    while orientation[:, 0] @ center < -0.72 * np.linalg.norm(center):
+        yaw, pitch = yaw + rng.normal(0, 0.5), 0.7 * pitch + rng.normal(0, 0.3)
+        orientation = _turn(yaw, pitch, roll)
+    wrist = center - orientation @ np.array([-0.08, 0.0, 0.0])
+    return Viewpoint(camera, wrist, orientation, kind >= 0.5)
+
+
+def _turn(yaw: float, pitch: float, roll: float) -> FloatArray:
+    return (
         rotation_matrix(np.array([0, 0, roll]))
         @ rotation_matrix(np.array([pitch, 0, 0]))
         @ rotation_matrix(np.array([0, yaw, 0]))
+        @ _PALM_TO_CAMERA
     )
-    return Viewpoint(camera, wrist, turn @ _PALM_TO_CAMERA, kind >= 0.5)
 
 
 def sample_stamps(rng: np.random.Generator, count: int) -> FloatArray:
@@ -100,7 +112,7 @@ class Sensor:
 
 def sample_sensor(rng: np.random.Generator, cast: FloatArray) -> Sensor:
     """A sensor; cast (3,) is the white balance's error."""
-    exposure = 2 ** np.clip(rng.normal(-0.1, 0.6), -1.8, 1.1)
+    exposure = 2 ** np.clip(rng.normal(-0.15, 0.5), -1.6, 0.8)
     light = np.linspace(0, 1, 1024) ** 2
     tone = light ** (1 / rng.uniform(1.9, 2.5))
     contrast = rng.uniform(-0.15, 0.45)

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 Parts = list[tuple[FloatArray, I32]]
 
-GRID = 36
+GRID = 32
 """Cells of the distance grid along its longest side."""
 MARGIN = 0.03
 """Metres of the grid around the object; beyond it distances grow with the distance to the grid."""
@@ -174,13 +174,13 @@ def _signed_distance(points: FloatArray, vertices: F32, faces: I32) -> FloatArra
     flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(flat, axis=1)
     rng = np.random.default_rng(0)
-    face = rng.choice(len(faces), 16000, p=area / area.sum())
+    face = rng.choice(len(faces), 9000, p=area / area.sum())
     u, v = rng.random((2, len(face), 1))
     fold = u + v > 1
     u, v = np.where(fold, 1 - u, u), np.where(fold, 1 - v, v)
     samples = corners[face, 0] * (1 - u - v) + corners[face, 1] * u + corners[face, 2] * v
     normals = flat[face] / area[face, None]
-    distance, index = cKDTree(samples).query(points, k=4)
+    distance, index = cKDTree(samples).query(points, k=2)
     away = points[:, None] - samples[index]
     height = (away * normals[index]).sum(-1)
     # Close by, the plane of the nearest sample is a better surface than the sample itself.
@@ -320,7 +320,8 @@ def _polygon(sides: int, radius: float) -> FloatArray:
     return radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def _ball(x: float, y: float, z: float) -> tuple[FloatArray, I32]:
+def ball(x: float, y: float, z: float) -> tuple[FloatArray, I32]:
+    """An ellipsoid of radii x, y, z."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, 15)
     profile = [(0.0 if abs(np.cos(a)) < 1e-9 else np.cos(a), np.sin(a)) for a in angle]
     vertices, faces = lathe([(float(r), float(h)) for r, h in profile], 22)
@@ -375,11 +376,11 @@ def _scissors() -> Parts:
 
 
 _BUILDERS: dict[str, Callable[[], Parts]] = {
-    "ball": lambda: [_ball(0.034, 0.034, 0.034)],
-    "small_ball": lambda: [_ball(0.02, 0.02, 0.02)],
-    "big_ball": lambda: [_ball(0.055, 0.055, 0.055)],
-    "egg": lambda: [_ball(0.022, 0.029, 0.022)],
-    "potato": lambda: [_ball(0.032, 0.048, 0.027)],
+    "ball": lambda: [ball(0.034, 0.034, 0.034)],
+    "small_ball": lambda: [ball(0.02, 0.02, 0.02)],
+    "big_ball": lambda: [ball(0.055, 0.055, 0.055)],
+    "egg": lambda: [ball(0.022, 0.029, 0.022)],
+    "potato": lambda: [ball(0.032, 0.048, 0.027)],
     "cube": lambda: [_box(0.057, 0.057, 0.057, 0.002)],
     "block": lambda: [_box(0.03, 0.06, 0.03, 0.001)],
     "box": lambda: [_box(0.06, 0.12, 0.04)],
@@ -443,7 +444,7 @@ _BUILDERS: dict[str, Callable[[], Parts]] = {
     "hammer": _hammer,
     "spoon": lambda: [
         tube(_line((0, -0.09, 0), (0, 0.045, 0)), np.array([5, 4, 3.5, 3, 3, 3]) / 1000, 8),
-        _moved(_ball(0.02, 0.029, 0.005), 0, 0.07, 0),
+        _moved(ball(0.02, 0.029, 0.005), 0, 0.07, 0),
     ],
     "scissors": _scissors,
     "ring": lambda: [tube(_arc(0.045, 0, 352, 22), np.full(22, 0.009), 10)],
@@ -458,7 +459,7 @@ _BUILDERS: dict[str, Callable[[], Parts]] = {
     "bulb": lambda: [
         lathe([(0, -0.055), (0.01, -0.054), (0.0135, -0.045), (0.0135, -0.022), (0.026, 0.005), (0.03, 0.025), (0.022, 0.045), (0.008, 0.055), (0, 0.055)])
     ],
-    "mouse": lambda: [_ball(0.031, 0.055, 0.019)],
+    "mouse": lambda: [ball(0.031, 0.055, 0.019)],
     "disc": lambda: [lathe([(0, -0.004), (0.04, -0.004), (0.04, 0.004), (0, 0.004)], 26)],
     "hexagon": lambda: [prism(_polygon(6, 0.03), 0.035, 0.002)],
     "wedge": lambda: [prism(np.array([[-0.04, -0.03], [0.05, -0.03], [-0.04, 0.04]]), 0.05)],

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hand_perception.synthesis import appearance, cameras, motion
+from hand_perception.synthesis import appearance, backgrounds, cameras, motion
 from hand_perception.synthesis.grasps import Grasp, sample_grasp
 from hand_perception.synthesis.hands import (
     ARM_RINGS,
@@ -225,7 +225,7 @@ def sample_sequence(seed: int, index: int, options: SceneOptions = SceneOptions(
         plane[:3] = normal
         plane[3] = normal @ wrist.position + rng.uniform(0.05, 0.35)
     lighting, cast = appearance.sample_lighting(rng, plane, up)
-    background = appearance.sample_background(
+    background = backgrounds.sample_background(
         rng, 448, 336, None if options.photos is None else Path(options.photos)
     )
     drift = rng.normal(0, 0.08, 2) if viewpoint.moving else np.zeros(2)

@@ -18,8 +18,6 @@ from hand_perception.synthesis.scenes import (
     MIRROR,
     NUM_BODIES,
     OBJECT,
-    OTHER_HAND,
-    SLEEVE,
     HandActor,
     Sample,
     SceneOptions,
@@ -83,7 +81,7 @@ def _box(
 
     now = measured(time)
     center, size, angle = measured(earlier) if tracker.lagging else now
-    if np.linalg.norm(center - now[0]) > 0.3 * size:
+    if np.linalg.norm(center - now[0]) > 0.2 * size:
         center, size, angle = now  # lost and found again
     rng = np.random.default_rng([tracker.seed, k])
     error = tracker.offset + rng.normal(0, tracker.jitter, 2)
@@ -126,14 +124,13 @@ def _render(
     to_view = R_camera_view.astype(np.float32)
     seen = vertices @ to_view
     joints = [points @ R_camera_view for points in joints]
-    target = [HAND, HAND + 1, SLEEVE]
-    renderer.rasterise(mesh, seen, K, range(HAND, SLEEVE + 1))
+    renderer.rasterise(mesh, seen, K, range(HAND, HAND + 1))
     alone = _hand_samples(renderer, mesh)
-    renderer.rasterise(mesh, seen, K, range(target[-1] + 1, NUM_BODIES + 1), clear=False)
+    renderer.rasterise(mesh, seen, K, range(HAND + 1, NUM_BODIES + 1), clear=False)
     inside = _inside_camera(sequence.camera, R_camera_view, K, side)
     left_over = _hand_samples(renderer, mesh)
     if inside is not None:
-        left_over &= inside[::1, ::1] > 0
+        left_over &= inside > 0
     total = int(alone.sum())
     occlusion = 1 - left_over.sum() / total if total else 1.0
 
