@@ -1,4 +1,7 @@
-"""The motion discriminator: is this a hand's motion, or a network's? (VIBE, CVPR 2020; eqs. 7-8)."""
+"""The motion discriminator: is this a hand's motion, or a network's?
+
+VIBE (Kocabas et al., CVPR 2020), as the Deformer uses it (eqs. 7-8).
+"""
 
 from __future__ import annotations
 
