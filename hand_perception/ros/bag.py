@@ -91,9 +91,8 @@ def _image_connection(reader: AnyReader, topic: str | None) -> Connection:
     if topic is not None:
         found = [c for c in found if c.topic == topic]
         if not found:
-            raise HandPerceptionError(
-                f"the bag has no images on {topic}; it has them on: {', '.join(names) or 'no topic'}"
-            )
+            there = ", ".join(names) or "no topic"
+            raise HandPerceptionError(f"the bag has no images on {topic}; it has them on: {there}")
     elif len(names) != 1:
         raise HandPerceptionError(
             f"the bag has images on {', '.join(names)}; name one of these topics"

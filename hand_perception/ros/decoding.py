@@ -6,6 +6,7 @@ with a message is a `HandPerceptionError` that says what is allowed.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import cv2
@@ -74,7 +75,7 @@ def image_to_rgb(message: Any) -> NDArray[np.uint8]:
     if encoding in _PLANAR:
         planes = _rows(message, np.uint8, 1, rows=message.height * 3 // 2)
         _require_even(message, message.width, message.height)
-        return cv2.cvtColor(np.ascontiguousarray(planes), _PLANAR[encoding])
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(planes), _PLANAR[encoding]), np.uint8)
     if encoding not in _LAYOUTS:
         return _by_cv_bridge(message)
     layout = _LAYOUTS[encoding]
@@ -122,13 +123,13 @@ def compressed_to_rgb(message: Any) -> NDArray[np.uint8]:
             f"the compressed image (format {message.format!r}, {len(data)} bytes) can't be decoded;"
             " send a whole JPEG or PNG"
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def depth_to_metres(message: Any) -> NDArray[np.float32]:
     """(H, W) metres, NaN where unknown, of a depth image: 16UC1 millimetres or 32FC1 (REP 118)."""
     if message.encoding in ("16UC1", "mono16"):
-        depth = _rows(message, np.uint16, 1).astype(np.float32) / 1000
+        depth = _rows(message, np.uint16, 1).astype(np.float32) / np.float32(1000)
     elif message.encoding == "32FC1":
         depth = np.array(_rows(message, np.float32, 1), np.float32)
     else:
@@ -181,7 +182,8 @@ def camera_info_to_camera(info: Any, *, width: int, height: int, rectified: bool
 
 def numbers_to_camera(numbers: list[float], width: int, height: int) -> Camera:
     """A camera from the parameter `intrinsics`: fx, fy, cx, cy, then 0, 4, 5 or 8 of distortion."""
-    return Camera(width, height, *numbers[:4], distortion=tuple(numbers[4:]))
+    fx, fy, cx, cy, *distortion = numbers
+    return Camera(width, height, fx, fy, cx, cy, tuple(distortion))
 
 
 def _distortion(model: str, coefficients: Any) -> tuple[float, ...]:
@@ -221,8 +223,9 @@ def _rows(
         )
     cut = data[: rows * message.step].reshape(rows, message.step)[:, :used]
     if np.dtype(dtype).itemsize > 1:
-        order = ">" if message.is_bigendian else "<"
-        cut = np.ascontiguousarray(cut).view(np.dtype(dtype).newbyteorder(order)).astype(dtype)
+        cut = np.ascontiguousarray(cut).view(dtype)
+        if bool(message.is_bigendian) != (sys.byteorder == "big"):
+            cut = cut.byteswap()
     return cut if channels == 1 else cut.reshape(rows, message.width, channels)
 
 

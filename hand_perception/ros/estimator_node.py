@@ -391,7 +391,7 @@ def _warm_up(perception: Perception) -> None:
     box = (220.0, 140.0, 200.0, 200.0)
     camera = Camera(640, 480, 600.0, 600.0, 320.0, 240.0)
     perception.process(image, camera, 0.0)
-    perception.process(image, camera, 0.1, boxes={side: box for side in SIDES})
+    perception.process(image, camera, 0.1, boxes=dict.fromkeys(SIDES, box))
     perception.reset()
 
 
