@@ -20,7 +20,7 @@ from hand_perception.synthesis.appearance import (
     sample_lighting,
     sample_skin,
 )
-from hand_perception.synthesis.objects import ball, generated_objects, tube
+from hand_perception.synthesis.objects import generated_objects
 from hand_perception.synthesis.renderer import (
     ALBEDO,
     CLOTH,
@@ -31,6 +31,7 @@ from hand_perception.synthesis.renderer import (
     Mesh,
     Renderer,
 )
+from hand_perception.synthesis.shapes import ball, tube
 from hand_perception.types import FloatArray, HandPerceptionError
 
 F32 = NDArray[np.float32]

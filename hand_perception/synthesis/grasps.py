@@ -229,14 +229,14 @@ def _close_fingers(
     frozen = np.zeros((5, 3), np.bool_)
     touched = np.zeros(5, np.bool_)
     for step in range(2 * STEPS):
-        finger_turn = step % 2 == 0
         trial = share.copy()
         for f in range(5):
-            # The thumb closes last and a little slower.
             for k in range(3):
-                if not frozen[f, k] and (f > 0 or not finger_turn):
-                    trial[f, k] = min(1.0, share[f, k] + 1.0 / STEPS * (1.0 if f > 0 else 1.0))
-        for attempt in range(4):
+                # The thumb closes at half the fingers' pace.
+                if not frozen[f, k] and (f > 0 or step % 2 == 1):
+                    trial[f, k] = min(1.0, share[f, k] + 1.0 / STEPS)
+        # Undo what enters the object; each round may free only the outer links.
+        for _ in range(4):
             for f in range(5):
                 for k in range(3):
                     a = slots[f, k]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from hand_perception.hand_model import HandModel
-from hand_perception.skeleton import ANGLES, HO3D_TO_OPENPOSE, MANO_PARENTS
+from hand_perception.skeleton import ANGLES, HO3D_TO_OPENPOSE
 from hand_perception.types import FloatArray, HandPerceptionError
 
 F32 = NDArray[np.float32]
@@ -23,7 +24,6 @@ I32 = NDArray[np.int32]
 
 _SLOTS = np.array([3 * (joint - 1) + axis for _, joint, axis in ANGLES])
 _ORDER = np.array(HO3D_TO_OPENPOSE)
-_PARENTS = np.array(MANO_PARENTS)
 # Chains of the model's joints, thumb to little finger.
 CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
 
@@ -142,7 +142,7 @@ def hand_template() -> HandTemplate:
     for chain, tip in zip(CHAINS, tips, strict=True):
         points = np.concatenate([joints[list(chain)], vertices[tip][None]])
         along = np.zeros(len(vertices))
-        for a, b in zip(points[:-1], points[1:], strict=True):
+        for a, b in pairwise(points):
             along += np.clip((vertices - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
         mine = np.isin(parts, chain)
         axial[mine] = along[mine]
@@ -160,7 +160,7 @@ def hand_template() -> HandTemplate:
 
 
 def _outward_loop(loop: I32, faces: I32) -> I32:
-    """The loop in the order in which `forearm_faces` makes faces that look outwards."""
+    """The loop in the order in which `tube_faces` makes faces that look outwards."""
     edges = {(int(f[i]), int(f[(i + 1) % 3])) for f in faces for i in range(3)}
     # A neighbouring face has to run along the shared edge the other way.
     return loop if (int(loop[1]), int(loop[0])) in edges else loop[::-1].copy()
@@ -171,7 +171,7 @@ def tube_faces(first: I32, start: int, rings: int, capped: bool) -> I32:
     n = len(first)
     ring = [first] + [start + k * n + np.arange(n, dtype=np.int32) for k in range(rings)]
     faces = []
-    for a, b in zip(ring[:-1], ring[1:], strict=True):
+    for a, b in pairwise(ring):
         a_next, b_next = np.roll(a, -1), np.roll(b, -1)
         faces += [np.stack([a, a_next, b], 1), np.stack([a_next, b_next, b], 1)]
     if capped:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numba import njit
+from scipy.spatial.transform import Rotation
 
 from hand_perception.synthesis.hands import HandShape, HandTemplate, hand_template
 from hand_perception.types import FloatArray
@@ -420,8 +421,6 @@ def rotation_matrix(axis_angle: FloatArray) -> FloatArray:
 
 def axis_angle(rotation: FloatArray) -> FloatArray:
     """Axis-angle (..., 3) of rotations (..., 3, 3)."""
-    from scipy.spatial.transform import Rotation
-
     flat = np.asarray(rotation, np.float64).reshape(-1, 3, 3)
     return Rotation.from_matrix(flat).as_rotvec().reshape(*rotation.shape[:-2], 3)
 

@@ -72,7 +72,9 @@ def draw_labels(sample: Sample, frame: int = 0) -> U8:
     picture = sample["image"][frame].copy()
     size = len(picture)
     parts, mask = (
-        cv2.resize(sample[name][frame].astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+        cv2.resize(
+            sample[name][frame].astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST
+        )
         for name in ("parts", "object_mask")
     )
     colors = np.random.default_rng(0).integers(0, 256, (NUM_PARTS + 1, 3))

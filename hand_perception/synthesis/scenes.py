@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,6 +69,9 @@ class SceneOptions:
         for name in ("two_hands", "interacting", "held_object", "loose_object", "occluder", "fast"):
             if not 0 <= getattr(self, name) <= 1:
                 raise HandPerceptionError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+
+
+DEFAULTS = SceneOptions()
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ _ARM_SCALES = np.array([1.0, 1.0, 1.0, 1.01, 1.04, 1.1, 1.18, 1.27, 1.36, 1.45])
 assert len(_ARM_LENGTHS) == ARM_RINGS
 
 
-def sample_sequence(seed: int, index: int, options: SceneOptions = SceneOptions()) -> Sequence:
+def sample_sequence(seed: int, index: int, options: SceneOptions = DEFAULTS) -> Sequence:
     """The sequence of a seed and an index; the same for the same arguments."""
     rng = np.random.default_rng([seed, index])
     template = hand_template()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hand_perception.synthesis.scenes import Sample, SceneOptions, sample_sequence
+from hand_perception.synthesis.scenes import DEFAULTS, Sample, SceneOptions, sample_sequence
 from hand_perception.synthesis.windows import window
 from hand_perception.types import HandPerceptionError
 
@@ -39,7 +39,7 @@ class WindowStream(IterableDataset):  # type: ignore[type-arg]
     """
 
     seed: int
-    options: SceneOptions = SceneOptions()
+    options: SceneOptions = DEFAULTS
     start: int = 0
     count: int | None = None
 
@@ -56,7 +56,7 @@ def write_shards(
     out_dir: str | Path,
     count: int,
     seed: int,
-    options: SceneOptions = SceneOptions(),
+    options: SceneOptions = DEFAULTS,
     *,
     workers: int = 1,
     per_shard: int = 64,

@@ -1,9 +1,10 @@
-"""From sequences to training samples: crops with labels, whole pictures, streams of windows."""
+"""From sequences to training samples: crops with labels, and whole pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from hand_perception.synthesis import cameras
 from hand_perception.synthesis.hands import hand_template
 from hand_perception.synthesis.motion import axis_angle
-from hand_perception.synthesis.renderer import Renderer
+from hand_perception.synthesis.renderer import Lighting, Mesh, Renderer
 from hand_perception.synthesis.scenes import (
     HAND,
     MIRROR,
@@ -20,9 +21,7 @@ from hand_perception.synthesis.scenes import (
     OBJECT,
     HandActor,
     Sample,
-    SceneOptions,
     Sequence,
-    sample_sequence,
 )
 from hand_perception.types import Camera, FloatArray
 
@@ -125,10 +124,10 @@ def _render(
     seen = vertices @ to_view
     joints = [points @ R_camera_view for points in joints]
     renderer.rasterise(mesh, seen, K, range(HAND, HAND + 1))
-    alone = _hand_samples(renderer, mesh)
+    alone = _hand_samples(renderer)
     renderer.rasterise(mesh, seen, K, range(HAND + 1, NUM_BODIES + 1), clear=False)
     inside = _inside_camera(sequence.camera, R_camera_view, K, side)
-    left_over = _hand_samples(renderer, mesh)
+    left_over = _hand_samples(renderer)
     if inside is not None:
         left_over &= inside > 0
     total = int(alone.sum())
@@ -157,7 +156,7 @@ def _render(
     return sample
 
 
-def _hand_samples(renderer: Renderer, mesh: object) -> NDArray[np.bool_]:
+def _hand_samples(renderer: Renderer) -> NDArray[np.bool_]:
     """(S, S) where the hand of interest, the first body, is seen."""
     seen = renderer.triangle[1::2, 1::2]
     return (seen >= 0) & (seen < len(hand_template().faces))
@@ -183,7 +182,7 @@ def _inside_camera(
 
 
 def _visible(
-    renderer: Renderer, mesh: object, sample: Sample, inside: NDArray[np.uint8] | None, side: int
+    renderer: Renderer, mesh: Mesh, sample: Sample, inside: NDArray[np.uint8] | None, side: int
 ) -> NDArray[np.bool_]:
     """(21,) the joint's own skin is the first thing on its ray."""
     out = np.zeros(21, bool)
@@ -198,7 +197,7 @@ def _visible(
         if triangle < 0:
             out[j] = True  # the tip of a finger may lie a hair outside of its skin
             continue
-        body = mesh.face_body[triangle]  # type: ignore[attr-defined]
+        body = mesh.face_body[triangle]
         depth = sample["joints_3d"][j, 2] - 1 / near
         own = body == HAND or (j == 0 and body == HAND + 1)
         out[j] = own and depth < _VISIBLE_DEPTH[j]
@@ -306,10 +305,8 @@ def _smear(picture: F32, step: FloatArray) -> F32:
     return cv2.filter2D(picture, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
-def _turned(sequence: Sequence, R_camera_view: FloatArray):
+def _turned(sequence: Sequence, R_camera_view: FloatArray) -> Lighting:
     """The lights in the frame of a view."""
-    from dataclasses import replace
-
     turn = R_camera_view.astype(np.float32)
     lighting = sequence.lighting
     lights, plane = lighting.lights.copy(), lighting.plane.copy()
@@ -333,11 +330,26 @@ def _background(
     )
 
 
-def windows(
-    seed: int, options: SceneOptions = SceneOptions(), start: int = 0, step: int = 1
-) -> Iterator[Sample]:
-    """An endless stream of windows: the indices start, start + step, start + 2 step, ..."""
-    index = start
-    while True:
-        yield window(sample_sequence(seed, index, options))
-        index += step
+def camera_picture(sequence: Sequence, frame: int) -> dict[str, Any]:
+    """The whole picture of the camera at one frame, as a camera driver would deliver it.
+
+    image (H, W, 3) uint8 RGB, time_s, and hands: a list of dicts with side, joints_2d (21, 2)
+    image pixels and joints_3d (21, 3) metres in the camera frame.
+    """
+    camera, time = sequence.camera, float(sequence.stamps[frame])
+    side = -(-max(camera.width, camera.height) // 4) * 4
+    K = camera.intrinsics + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    image = _render(sequence, time, np.eye(3), K, side, frame, 1.0)["image"]
+    image = image[: camera.height, : camera.width]
+    hands = []
+    for hand in sequence.hands:
+        points = sequence.hand_points(hand, time)[1]
+        if sequence.mirrored:
+            points = points @ MIRROR
+        pixels = _project(points, camera.intrinsics)
+        left = hand.left != sequence.mirrored
+        hands.append(
+            {"side": "left" if left else "right", "joints_2d": pixels, "joints_3d": points}
+        )
+    image = np.ascontiguousarray(image[:, ::-1] if sequence.mirrored else image)
+    return {"image": image, "time_s": time, "hands": hands}
