@@ -246,7 +246,7 @@ def test_files_round_trip_and_name_what_does_not_fit(network, tmp_path):
     weights = load_file(path)
     short = {n: t for n, t in weights.items() if n != "query"}
     save_file(short, path, network.metadata())
-    with pytest.raises(HandPerceptionError, match="missing.*query"):
+    with pytest.raises(HandPerceptionError, match=r"missing.*query"):
         Deformer.load(path)
     other = json.loads(network.metadata()["network"]) | {"width": 32}
     save_file(weights, path, {"network": json.dumps(other)})

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hand_perception.geometry import axis_angle_to_matrix, matrix_to_6d
+from hand_perception.geometry import axis_angle_to_matrix, matrix_to_6d, matrix_to_axis_angle
 from hand_perception.hand_model import HandModel
 from hand_perception.networks.deformer import BackboneFeatures, Deformer, DeformerConfig
 from hand_perception.training import losses
@@ -48,6 +49,7 @@ CONFIG = {
         "dropout": 0.1,
         "resnet_blocks": [1, 1, 1, 1],
         "resnet_width": 8,
+        "pyramid_channels": 32,
         "gap_s": 0.1,
     },
     "training": {
@@ -88,8 +90,6 @@ def stand_in(sequences, frames=5, size=SIZE, seed=0):
         pose = torch.tensor(first * (1 - mix) + last * mix).float()
         wobble = torch.tensor(turn * np.linspace(-1, 1, frames)[:, None]).float()
         orient = axis_angle_to_matrix(wobble) @ upright
-        from hand_perception.geometry import matrix_to_axis_angle
-
         orient = matrix_to_axis_angle(orient)
         betas = torch.tensor(rng.normal(0, 0.5, 10)).float()
         joints = model.with_shape(betas).with_pose(orient, pose).joints
@@ -208,8 +208,6 @@ def test_truth_as_prediction_costs_nothing(store):
     truth = losses.WindowTruth.of(batch)
     output = objective._output(batch)
     rows, target = torch.arange(2), batch["target"]
-    from dataclasses import replace
-
     known = replace(
         output,
         pose=matrix_to_6d(truth.rotations),
@@ -223,7 +221,7 @@ def test_truth_as_prediction_costs_nothing(store):
     model = objective.network.hand_model
     terms = losses.deformer_losses(known, truth, batch, model, weights, size=SIZE, gap_s=0.1)
     assert {"temporal_vertices", "fused_joints", "frame_pose", "joints_2d"} <= set(terms)
-    assert max(float(term) for term in terms.values()) < 1e-6
+    assert max(term.item() for term in terms.values()) < 1e-6
     wrong = replace(known, betas=known.betas + 1)
     terms = losses.deformer_losses(wrong, truth, batch, model, weights, size=SIZE, gap_s=0.1)
     assert terms["shape"].item() == pytest.approx(0.1, rel=1e-4)
@@ -334,29 +332,27 @@ def test_bad_stores_are_refused(store, tmp_path):
 
 
 def test_overfits_sixteen_windows(tmp_path):
-    write_store(tmp_path / "store", stand_in(16, frames=3), 48)
+    size = 32
+    write_store(tmp_path / "store", stand_in(16, frames=2, size=size), 32)
     store = FrameStore(tmp_path / "store")
     torch.manual_seed(0)
     config = CONFIG | {"adversary": None}
-    config["network"] = CONFIG["network"] | {"dropout": 0.0}
+    config["network"] = CONFIG["network"] | {"dropout": 0.0, "image_size": size}
     objective = DeformerObjective(config)
-    nothing = np.zeros(3, bool)
-    windows = [
-        store.window(3 * i + 2, frames=3, gap_s=0.1, lookahead=False, drop=nothing)
-        for i in range(16)
-    ]
+    options = {"frames": 2, "gap_s": 0.1, "lookahead": False, "drop": np.zeros(2, bool)}
+    windows = [store.window(2 * i + 1, **options) for i in range(16)]
     batch = {n: torch.from_numpy(np.stack([w[n] for w in windows])) for n in windows[0]}
     training = TrainConfig.from_dict(
-        {"steps": 150, "learning_rate": 2e-3, "warmup_steps": 10, "device": "cpu", "ema": 0.9}
+        {"learning_rate": 2e-3, "warmup_steps": 10, "clip_norm": 50.0, "device": "cpu"}
     )
     trainer = Trainer(objective, training, WindowSampler([store], batch_size=16), tmp_path / "out")
     objective.network.train()
     before = objective.measure(batch)
-    for _ in range(150):
+    for _ in range(250):
         trainer.train_step(batch)
     after = objective.measure(batch)
-    assert after["mpjpe_mm"] < 0.25 * before["mpjpe_mm"] and after["mpjpe_mm"] < 10
-    assert after["joints_2d_px"] < 0.5 * before["joints_2d_px"] and after["joints_2d_px"] < 4
+    assert after["mpjpe_mm"] < 8 < 0.1 * before["mpjpe_mm"]
+    assert after["joints_2d_px"] < 1.0 < 0.3 * before["joints_2d_px"]
 
 
 def state(trainer):
@@ -415,7 +411,7 @@ def test_nan_stops_and_keeps_the_batch(store, tmp_path):
     batch = trainer.sampler.batch(0)
     batch["joints_2d"][0, int(batch["target"][0])] = math.nan
     before = {n: t.clone() for n, t in trainer.trainable.items()}
-    with pytest.raises(HandPerceptionError, match="not finite at step 0.*nan_batch_0"):
+    with pytest.raises(HandPerceptionError, match=r"not finite at step 0.*nan_batch_0"):
         trainer.train_step(batch)
     kept = load_file(tmp_path / "nan_batch_0_0.safetensors")
     assert torch.equal(kept["offsets_s"], batch["offsets_s"])

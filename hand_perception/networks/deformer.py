@@ -40,7 +40,7 @@ from hand_perception.networks.attention import (
     soft_argmax,
 )
 from hand_perception.networks.layers import CROP_SIZE, LandmarkNetwork
-from hand_perception.networks.resnet_fpn import PYRAMID_CHANNELS, ResNetFPN, roi_align
+from hand_perception.networks.resnet_fpn import ResNetFPN, roi_align
 from hand_perception.skeleton import BONES
 from hand_perception.types import HandPerceptionError, Prediction
 
@@ -70,6 +70,7 @@ class DeformerConfig:
     """Landmark backbone only: tokens come from a trainable copy of the trunk's last stage."""
     resnet_blocks: tuple[int, ...] = (3, 4, 6, 3)
     resnet_width: int = 64
+    pyramid_channels: int = 256
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DeformerConfig:
@@ -79,7 +80,9 @@ class DeformerConfig:
             raise HandPerceptionError(
                 f"unknown settings {unknown} of the deformer; allowed are {sorted(known)}"
             )
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         config = cls(**tuples)
         if config.backbone not in ("landmark", "resnet50_fpn"):
             raise HandPerceptionError(
@@ -199,11 +202,10 @@ class LandmarkBackbone(nn.Module):
 class ResNetBackbone(nn.Module):
     """ResNet-50-FPN; RoIAlign of the whole crop on P2."""
 
-    channels = PYRAMID_CHANNELS
-
     def __init__(self, config: DeformerConfig) -> None:
         super().__init__()
-        self.network = ResNetFPN(config.resnet_blocks, config.resnet_width)
+        self.channels = config.pyramid_channels
+        self.network = ResNetFPN(config.resnet_blocks, config.resnet_width, self.channels)
         self.grid = config.grid
 
     def forward(self, images: Tensor) -> BackboneFeatures:
@@ -258,7 +260,6 @@ class HeatmapHead(nn.Module):
         self.beta = nn.Parameter(torch.ones(21))
         self.log_sigma = nn.Parameter(torch.full((21,), -2.5)) if fine_channels else None
         nn.init.normal_(self.maps.weight, std=0.01)
-        nn.init.zeros_(self.maps.bias)
 
     def forward(
         self, memory: Tensor, fine: Tensor | None, prior: Tensor | None
@@ -500,7 +501,9 @@ class Deformer(nn.Module):
         (B, T, ...) in their place; intrinsics (B, T, 3, 3); the rest as in `temporal`."""
         lead = intrinsics.shape[:2]
         if isinstance(images, BackboneFeatures):
-            features = BackboneFeatures(*(None if x is None else x.flatten(0, 1) for x in images))
+            features = BackboneFeatures._make(
+                None if x is None else x.flatten(0, 1) for x in images
+            )
         else:
             features = self.backbone(images.flatten(0, 1))
         frames = self.spatial(features, intrinsics.flatten(0, 1)).reshape(*lead)

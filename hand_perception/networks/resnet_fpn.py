@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from hand_perception.types import HandPerceptionError
 
-PYRAMID_CHANNELS = 256
 SLOPE = 0.01
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -47,40 +46,43 @@ class Bottleneck(nn.Module):
 
 
 class ResNetFPN(nn.Module):
-    """A bottleneck ResNet and its pyramid; `blocks` (3, 4, 6, 3) and `width` 64 are ResNet-50.
+    """A bottleneck ResNet and its pyramid; `blocks` (3, 4, 6, 3) and `width` 64 are ResNet-50;
+    `channels` are the pyramid's.
 
     Names of the ResNet's weights are torchvision's, so ImageNet weights load by name.
     """
 
-    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64) -> None:
+    def __init__(
+        self, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64, channels: int = 256
+    ) -> None:
         super().__init__()
-        if len(blocks) != 4 or min(blocks) < 1 or width < 1:
+        if len(blocks) != 4 or min(*blocks, width, channels) < 1:
             raise HandPerceptionError(
-                f"ResNet of blocks {tuple(blocks)} and width {width}: four positive numbers of "
-                "blocks and a positive width are needed"
+                f"ResNet of blocks {tuple(blocks)}, width {width}, channels {channels}: four "
+                "positive numbers of blocks, a positive width and positive channels are needed"
             )
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels, stages, laterals = width, [], []
+        inputs, stages, laterals = width, [], []
         for stage, count in enumerate(blocks):
             inner = width * 2**stage
             layers = []
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(Bottleneck(channels, inner, stride))
-                channels = 4 * inner
+                layers.append(Bottleneck(inputs, inner, stride))
+                inputs = 4 * inner
             stages.append(nn.Sequential(*layers))
-            laterals.append(nn.Conv2d(channels, PYRAMID_CHANNELS, 1))
+            laterals.append(nn.Conv2d(inputs, channels, 1))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.laterals = nn.ModuleList(laterals)
-        self.smooth = nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, 1, 1)
+        self.smooth = nn.Conv2d(channels, channels, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """P2 (B, 256, S / 4, S / 4) of images (B, 3, S, S), RGB in [0, 1]."""
+        """P2 (B, channels, S / 4, S / 4) of images (B, 3, S, S), RGB in [0, 1]."""
         features = F.leaky_relu(self.bn1(self.conv1((images - self.mean) / self.std)), SLOPE)
         features = F.max_pool2d(features, 3, 2, 1)
         levels = []

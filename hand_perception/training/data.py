@@ -96,7 +96,8 @@ def _rows(
     if missing := [name for name in needed if name not in sequence]:
         raise HandPerceptionError(f"a sequence lacks {missing}; it needs {list(needed)}")
     given = dict(sequence)
-    given.setdefault("M_camera_crop", given.get("R_camera_crop"))
+    if "M_camera_crop" not in given and "R_camera_crop" in given:
+        given["M_camera_crop"] = given["R_camera_crop"]
     count = len(given["time_s"])
     if count < 1 or np.any(np.diff(given["time_s"]) <= 0):
         raise HandPerceptionError("stamps of a sequence must rise from frame to frame")
@@ -244,7 +245,9 @@ def network_input(batch: Mapping[str, Tensor]) -> Tensor | BackboneFeatures:
     Images (B, T, S, S, 3) uint8 become (B, T, 3, S, S) in [0, 1], features become float32.
     """
     if "coarse" in batch:
-        return BackboneFeatures(*(batch[n].float() if n in batch else None for n in FEATURES))
+        return BackboneFeatures._make(
+            batch[name].float() if name in batch else None for name in FEATURES
+        )
     if "image" not in batch:
         raise HandPerceptionError("a batch needs images or cached features of one kind")
     return batch["image"].movedim(-1, -3).float() / 255

@@ -28,8 +28,13 @@ from hand_perception.training.losses import (
 class Objective(Protocol):
     """What `train.Trainer` asks of a method."""
 
-    network: nn.Module
-    adversary: nn.Module | None
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def adversary(self) -> nn.Module | None:
+        """What is trained against it, if anything."""
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
         """Weighted terms by name, whose sum is minimised, and what `adversary_loss` needs."""

@@ -4,14 +4,13 @@
         --out DIR --sequences 8000 [--frames 7] [--seed 0] [--processes 2] [--images]
 
 Each process writes its own store DIR/<part>; pass all of them to training. Sequences are those of
-`synthesis.windows(seed)`, the same however many processes make them. With a frozen backbone its
+`synthesis.scenes.sample_sequence(seed, index)`, the same however many processes make them. With a frozen backbone its
 features are stored, unless --images asks for the pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 
 from hand_perception.networks.deformer import Deformer, DeformerConfig
-from hand_perception.synthesis.scenes import SceneOptions
-from hand_perception.synthesis.windows import windows
+from hand_perception.synthesis.scenes import SceneOptions, sample_sequence
+from hand_perception.synthesis.windows import window
 from hand_perception.training.data import write_store
 from hand_perception.training.train import read_config
 
@@ -65,10 +64,10 @@ def _write_part(
     network_config = DeformerConfig.from_dict(config["network"])
     cached = network_config.backbone == "landmark" and not images
     network = Deformer.build(network_config).eval() if cached else None
-    count = len(range(part, sequences, processes))
     options = SceneOptions(size=network_config.image_size, frames=frames)
-    stream = windows(seed, options, start=part, step=processes)
-    write_store(path, itertools.islice(stream, count), count * frames, network)
+    indices = range(part, sequences, processes)
+    samples = (window(sample_sequence(seed, index, options)) for index in indices)
+    write_store(path, samples, len(indices) * frames, network)
 
 
 def main() -> None:

@@ -80,7 +80,10 @@ class TrainConfig:
             raise HandPerceptionError(
                 f"unknown training settings {unknown}; allowed are {sorted(known)}"
             )
-        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        config = cls(**tuples)
         if config.schedule not in ("cosine", "step"):
             raise HandPerceptionError(
                 f"schedule is {config.schedule!r}; allowed are cosine and step"
@@ -124,13 +127,16 @@ class Trainer:
         self.trainable = {n: p for n, p in objective.network.named_parameters() if p.requires_grad}
         frozen = {n for n, p in objective.network.named_parameters() if not p.requires_grad}
         self.saved = [n for n in objective.network.state_dict() if n not in frozen]
-        adamw = {"weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.trainable.values(), config.learning_rate, **adamw)
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(), config.learning_rate, weight_decay=config.weight_decay
+        )
         self.adversary_optimizer = None
         if objective.adversary is not None:
             objective.adversary.to(self.device)
             self.adversary_optimizer = torch.optim.AdamW(
-                objective.adversary.parameters(), config.adversary_learning_rate, **adamw
+                objective.adversary.parameters(),
+                config.adversary_learning_rate,
+                weight_decay=config.weight_decay,
             )
         if sampler.world > 1:
             for module in (objective.network, objective.adversary):
