@@ -20,17 +20,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hand_perception.geometry import axis_angle_to_matrix, rigid_transform
+from hand_perception.mano import find_model_file, mano_arrays, read_arrays, side_of_file
 from hand_perception.skeleton import ANGLES, HO3D_TO_OPENPOSE
 from hand_perception.types import SIDES, HandPerceptionError, Side
 
-FREE_MODEL = (
-    Path(__file__).resolve().parent.parent / "models/hand/free_hand_right.safetensors"
-)
+FREE_MODEL = Path(__file__).resolve().parent.parent / "models/hand/free_hand_right.safetensors"
 """The hand that comes with the package, derived from CC0 data by tools/build_hand_model.py."""
 
 NUM_BETAS = 10
@@ -71,30 +71,35 @@ class HandModel:
     where MANO would put them."""
 
     @staticmethod
-    def load(path: str | Path | None = None, side: Side = "right") -> HandModel:
-        """The free hand, or the hand in a model file, as a hand of the given side.
+    def load(
+        path: str | Path | None = None,
+        side: Side = "right",
+        *,
+        flat_hand_mean: bool = True,
+        tips: str = "manopth",
+    ) -> HandModel:
+        """The free hand (path None), or the hand in a MANO file or folder, as a hand of that side.
 
+        A file of the other side is mirrored. The last two options concern MANO alone: with
+        flat_hand_mean False hand_pose counts from MANO's mean pose instead of the flat hand, and
+        `tips` names the convention of the fingertip vertices (`mano.TIP_VERTICES`).
         Raises HandPerceptionError for a side, a path or a file that cannot be used.
         """
         if side not in SIDES:
-            raise HandPerceptionError(
-                f"side is {side!r}; allowed are 'left' and 'right'"
-            )
-        file = FREE_MODEL if path is None else Path(path)
-        if not file.is_file():
-            raise HandPerceptionError(f"there is no hand model at {file}")
-        arrays = load_file(file)
-        fields = {name: arrays.pop(name) for name in _FREE_FIELDS}
-        floats = {
-            n: t.float() if t.is_floating_point() else t.long()
-            for n, t in fields.items()
-        }
-        extras = {
-            n: t.float() if t.is_floating_point() else t.long()
-            for n, t in arrays.items()
-        }
-        model = HandModel(side="right", **floats, extras=MappingProxyType(extras))
-        return model if side == "right" else model.mirrored()
+            raise HandPerceptionError(f"side is {side!r}; allowed are 'left' and 'right'")
+        file = find_model_file(FREE_MODEL if path is None else Path(path), side)
+        arrays = read_arrays(file)
+        if "J_template" not in arrays:
+            arrays = mano_arrays(file, arrays, tips)
+            if flat_hand_mean:
+                del arrays["hands_mean"]
+        missing = [name for name in _REQUIRED if name not in arrays]
+        if missing:
+            raise HandPerceptionError(f"{file} is no hand model: it lacks {', '.join(missing)}")
+        tensors = {name: _tensor(array) for name, array in arrays.items()}
+        fields: dict[str, Any] = {n: tensors.pop(n) for n in _TENSORS if n in tensors}
+        model = HandModel(side_of_file(file), **fields, extras=MappingProxyType(tensors))
+        return model if model.side == side else model.mirrored()
 
     @property
     def num_vertices(self) -> int:
@@ -134,9 +139,7 @@ class HandModel:
             for name, value in vars(self).items()
             if name in _TENSORS and value is not None
         }
-        extras = MappingProxyType(
-            {name: move(value) for name, value in self.extras.items()}
-        )
+        extras = MappingProxyType({name: move(value) for name, value in self.extras.items()})
         return replace(self, **tensors, extras=extras)
 
     def mirrored(self) -> HandModel:
@@ -215,9 +218,7 @@ class ShapedHand:
         pose = torch.cat([wrist, hand_pose.expand(*lead, 15, 3)], -2)
         return self.with_rotations(axis_angle_to_matrix(pose), transl)
 
-    def with_rotations(
-        self, rotations: Tensor, transl: Tensor | None = None
-    ) -> PosedHand:
+    def with_rotations(self, rotations: Tensor, transl: Tensor | None = None) -> PosedHand:
         """The hand posed by rotations (..., 16, 3, 3), each relative to its parent, wrist first.
 
         transl (..., 3) moves the whole hand; the wrist turns about its own joint (MANO).
@@ -237,16 +238,10 @@ class ShapedHand:
         first = wrist[..., None, :, :] @ local[..., 0, :, :]
         second = first @ local[..., 1, :, :]
         third = second @ local[..., 2, :, :]
-        parents = torch.stack(
-            [wrist[..., None, :, :].expand_as(first), first, second], -3
-        )
+        parents = torch.stack([wrist[..., None, :, :].expand_as(first), first, second], -3)
         turned = torch.stack([first, second, third], -3)
         rest = joints[..., 1:, :].unflatten(-2, (_CHAINS, _LINKS))
-        root = (
-            joints[..., :1, :]
-            if transl is None
-            else joints[..., :1, :] + transl[..., None, :]
-        )
+        root = joints[..., :1, :] if transl is None else joints[..., :1, :] + transl[..., None, :]
         base = joints[..., None, :1, :].expand(*lead, _CHAINS, 1, 3)
         bones = rest - torch.cat([base, rest[..., :-1, :]], -2)
         offsets = (parents @ bones[..., None]).squeeze(-1).cumsum(-2)
@@ -270,9 +265,7 @@ class PosedHand:
     @cached_property
     def _skin_transforms(self) -> Tensor:
         # (..., 16, 12): rotation and translation that carry a rest point along with each joint.
-        shift = self.positions - (
-            self.orientations @ self.shaped.joints[..., None]
-        ).squeeze(-1)
+        shift = self.positions - (self.orientations @ self.shaped.joints[..., None]).squeeze(-1)
         return torch.cat([self.orientations.flatten(-2), shift], -1)
 
     def _skin(self, points: Tensor, weights: Tensor, posedirs: Tensor | None) -> Tensor:
@@ -302,6 +295,56 @@ class PosedHand:
         """(..., V, 3) vertices of the skin, metres; linear blend skinning."""
         model = self.shaped.model
         return self._skin(self.shaped.vertices, model.weights, model.posedirs)
+
+
+_FINGER_LIMITS = (
+    # MCP, PIP and DIP flexion: AAOS, with 10 degrees of extension, which a relaxed hand passes.
+    # MCP abduction: Lin, Wu and Huang.
+    (-30.0, 90.0),
+    (-15.0, 15.0),
+    (-10.0, 110.0),
+    (-10.0, 90.0),
+)
+_LIMITS_DEGREES = (
+    # The thumb's angles count from the rest pose, in which it stands away from the palm; the
+    # ranges around it follow Cooney et al. for the CMC and AAOS for the MCP and the IP joint.
+    (-25.0, 50.0),
+    (-35.0, 40.0),
+    (-60.0, 30.0),
+    (-20.0, 70.0),
+    (-15.0, 15.0),
+    (-20.0, 90.0),
+    *(_FINGER_LIMITS * 4),
+)
+ANGLE_LIMITS = torch.deg2rad(torch.tensor(_LIMITS_DEGREES))
+"""(22, 2) lowest and highest value of each of `skeleton.ANGLE_NAMES`, radians.
+
+American Academy of Orthopaedic Surgeons, "Joint Motion: Method of Measuring and Recording", 1965;
+Lin, Wu and Huang, "Modeling the Constraints of Human Hand Motion", 2000; Cooney et al., "The
+kinesiology of the thumb trapeziometacarpal joint", J. Bone and Joint Surgery 63-A, 1981.
+"""
+
+_CURLED = (80.0, 0.0, 100.0, 65.0)
+_GESTURES_DEGREES: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        "flat": (0.0,) * 22,
+        "fist": (23.0, 7.0, -7.0, 0.0, 4.0, 74.0, *_CURLED * 4),
+        "pinch": (33.0, -4.0, 11.0, -5.0, 0.0, -16.0, 32.0, 0.0, 49.0, 54.0)
+        + (20.0, 0.0, 25.0, 10.0, 15.0, 0.0, 20.0, 10.0, 12.0, 0.0, 20.0, 10.0),
+        "point": (37.0, 3.0, 3.0, -4.0, 7.0, 74.0, 0.0, 0.0, 3.0, 2.0, *_CURLED * 3),
+    }
+)
+GESTURES: Mapping[str, Tensor] = MappingProxyType(
+    {name: torch.deg2rad(torch.tensor(angles)) for name, angles in _GESTURES_DEGREES.items()}
+)
+"""The angles (22,) of a few plain gestures, radians, in the order of `skeleton.ANGLE_NAMES`. The
+thumb's were found by a search for contact without penetration on the free model."""
+
+
+def clamp_angles(angles: Tensor) -> Tensor:
+    """The angles (..., 22), radians, each brought into its `ANGLE_LIMITS`."""
+    low, high = ANGLE_LIMITS.to(angles).unbind(-1)
+    return torch.clamp(angles, low, high)
 
 
 def angles_to_rotations(model: HandModel, angles: Tensor) -> Tensor:
@@ -347,9 +390,7 @@ def rotations_to_angles(model: HandModel, rotations: Tensor) -> Tensor:
 
 def _angle_slots(device: torch.device) -> Tensor:
     # Where each named angle lies among the 15 x 3 angles of all finger joints.
-    return torch.tensor(
-        [3 * (joint - 1) + axis for _, joint, axis in ANGLES], device=device
-    )
+    return torch.tensor([3 * (joint - 1) + axis for _, joint, axis in ANGLES], device=device)
 
 
 def _blend(coefficients: Tensor, directions: Tensor) -> Tensor:
@@ -357,7 +398,11 @@ def _blend(coefficients: Tensor, directions: Tensor) -> Tensor:
     return (coefficients @ directions.flatten(0, 1).mT).unflatten(-1, (-1, 3))
 
 
-_FREE_FIELDS = (
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+
+
+_REQUIRED = (
     "v_template", "shapedirs", "J_template", "J_shapedirs", "weights", "faces", "tips", "axes",
 )  # fmt: skip
-_TENSORS = (*_FREE_FIELDS, "posedirs", "hands_mean")
+_TENSORS = (*_REQUIRED, "posedirs", "hands_mean")
