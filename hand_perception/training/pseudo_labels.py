@@ -1,5 +1,8 @@
 """Training sequences from real pictures that nobody annotated.
 
+    python -m hand_perception.training.pseudo_labels DIR [DIR ...] --out DIR \\
+        --config config/methods/deformer.yaml
+
 The teacher is the landmark network, made steadier than a single look: each hand is seen in several
 crops that are shifted, scaled, turned and mirrored, and the answers are averaged in the camera
 frame. A hand is kept where the looks agree with each other and a fit of the hand model agrees with
@@ -10,6 +13,7 @@ Distillation", CVPR 2018.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,15 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 
 from hand_perception.crops import crop_around, crop_to_image, image_to_crop
 from hand_perception.detection import PalmDetector, box_from_landmarks
 from hand_perception.fitting import HandFitter
 from hand_perception.hand_model import HandModel
+from hand_perception.networks.deformer import Deformer, DeformerConfig
 from hand_perception.networks.landmark_fit import LandmarkFit
+from hand_perception.sources import open_source
+from hand_perception.training.data import write_store
+from hand_perception.training.train import read_config
 from hand_perception.types import Box, Camera, Crop, FloatArray, Prediction
 
 Image = NDArray[np.uint8]
+ASSUMED_FOV = np.radians(60)
+"""Horizontal field of view of pictures without intrinsics."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +168,35 @@ class Teacher:
 
 def _batch(values: FloatArray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).float()[None]
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description="Make a store of trusted hands of real pictures.")
+    parser.add_argument("sources", nargs="+", help="folders of pictures, pictures or videos")
+    parser.add_argument("--out", required=True, help="new folder for the store")
+    parser.add_argument("--config", required=True, help="config/methods/<method>.yaml")
+    parser.add_argument("--frames", type=int, default=20_000, help="crops at most")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    settings = read_config(arguments.config)["network"]
+    network = Deformer.build(DeformerConfig.from_dict(settings)).eval()
+    teacher = Teacher(seed=arguments.seed)
+    used = write_store(
+        arguments.out, teacher.sequences(_pictures(arguments.sources)), arguments.frames, network
+    )
+    print(f"{used} crops in {arguments.out}")
+
+
+def _pictures(sources: Iterable[str]) -> Iterator[tuple[Image, Camera]]:
+    for name in sources:
+        source = open_source(name)
+        for frame in track(source, description=source.name, total=source.count):
+            height, width = frame.image_rgb.shape[:2]
+            focal = width / 2 / np.tan(ASSUMED_FOV / 2)
+            guess = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+            yield frame.image_rgb, frame.camera or guess
+
+
+if __name__ == "__main__":
+    main()
