@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from hand_perception.crops import crop_around
 from hand_perception.hand_model import HandModel, angles_to_rotations
 from hand_perception.synthesis import grasps, motion, scenes
 from hand_perception.synthesis.cameras import crop_camera, tracker_box
 from hand_perception.synthesis.hands import hand_template
 from hand_perception.synthesis.motion import RigidMotion
 from hand_perception.synthesis.objects import generated_objects, load_objects
-from hand_perception.synthesis.renderer import Renderer
+from hand_perception.synthesis.renderer import Mesh, Renderer
 from hand_perception.synthesis.report import benchmark, draw_labels
 from hand_perception.synthesis.scenes import SceneOptions, ThingActor, sample_sequence
+from hand_perception.synthesis.shading import NUM_ATTRIBUTES, NUM_MATERIAL
 from hand_perception.synthesis.shards import WindowStream, read_shards, write_shards
 from hand_perception.synthesis.windows import camera_picture, window, window_vertices
-from hand_perception.types import Camera, HandPerceptionError
+from hand_perception.types import Box, Camera, HandPerceptionError
 
 SMALL = SceneOptions(size=96, frames=2)
 LONE = SceneOptions(
@@ -305,9 +307,6 @@ def test_tracker_box_of_an_upright_hand():
 
 
 def test_crop_camera_agrees_with_crops():
-    from hand_perception.crops import crop_around
-    from hand_perception.types import Box
-
     camera = Camera(640, 480, 500.0, 500.0, 320.0, 240.0)
     blank = np.zeros((480, 640, 3), np.uint8)
     crop = crop_around(blank, Box((500.0, 100.0), 150.0, 0.4), camera, 224)
@@ -317,8 +316,6 @@ def test_crop_camera_agrees_with_crops():
 
 
 def test_the_rasteriser_covers_a_square_exactly():
-    from hand_perception.synthesis.renderer import NUM_ATTRIBUTES, NUM_MATERIAL, Mesh
-
     mesh = Mesh(
         np.array([[0, 1, 2], [0, 2, 3]], np.int32), np.array([1, 1], np.uint8),
         np.zeros((4, NUM_ATTRIBUTES), np.float32), np.full(4, 7, np.uint8),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hand_perception.synthesis.arrays import F32
 from hand_perception.synthesis.hands import HandTemplate
 from hand_perception.synthesis.objects import RigidObject
-from hand_perception.synthesis.renderer import (
+from hand_perception.synthesis.renderer import Lighting
+from hand_perception.synthesis.shading import (
     ALBEDO,
     AXIAL,
     CLOTH,
@@ -19,11 +20,8 @@ from hand_perception.synthesis.renderer import (
     REST,
     SKIN,
     SOLID,
-    Lighting,
 )
 from hand_perception.types import FloatArray
-
-F32 = NDArray[np.float32]
 
 # sRGB anchors from very light to very dark skin; the back of the hand.
 _SKIN = np.array(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from hand_perception.synthesis import motion
 from hand_perception.synthesis.appearance import (
@@ -20,23 +19,20 @@ from hand_perception.synthesis.appearance import (
     sample_lighting,
     sample_skin,
 )
+from hand_perception.synthesis.arrays import F32, I32, U8
 from hand_perception.synthesis.objects import generated_objects
-from hand_perception.synthesis.renderer import (
+from hand_perception.synthesis.renderer import Mesh, Renderer
+from hand_perception.synthesis.shading import (
     ALBEDO,
     CLOTH,
     NUM_ATTRIBUTES,
     NUM_MATERIAL,
     REST,
     SKIN,
-    Mesh,
-    Renderer,
 )
 from hand_perception.synthesis.shapes import ball, tube
 from hand_perception.types import FloatArray, HandPerceptionError
 
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-U8 = NDArray[np.uint8]
 _ROOM = 336
 """Side of the square in which things are rendered; it is stretched to the picture."""
 
@@ -124,7 +120,8 @@ def _clutter(rng: np.random.Generator, picture: U8) -> None:
     height, width = picture.shape[:2]
     for _ in range(rng.integers(0, 9)):
         x, y = rng.integers(0, width), rng.integers(0, height)
-        w, h = rng.integers(width // 16, width // 2), rng.integers(height // 16, height // 2)
+        w = int(rng.integers(width // 16, width // 2))
+        h = int(rng.integers(height // 16, height // 2))
         kind = rng.integers(6)
         color = _rgb(rng)
         if kind == 0:  # a textured panel
@@ -137,13 +134,13 @@ def _clutter(rng: np.random.Generator, picture: U8) -> None:
                 texture, warp, (width, height), picture, borderMode=cv2.BORDER_TRANSPARENT
             )
         elif kind == 1:  # a row of books, blinds or keys
-            step = max(3, int(w) // rng.integers(3, 12))
-            base = np.array(color)
-            for k in range(int(w) // step):
+            step = max(3, w // int(rng.integers(3, 12)))
+            base: FloatArray = np.array(color)
+            for k in range(w // step):
                 shade = np.array(_rgb(rng)) if rng.random() < 0.5 else base * rng.uniform(0.6, 1.2)
                 low = (int(x) + k * step, int(y) + int(rng.integers(0, 1 + h // 6)))
                 high = (int(x) + (k + 1) * step - 1, int(y + h))
-                cv2.rectangle(picture, low, high, tuple(map(float, np.clip(shade, 0, 255))), -1)
+                cv2.rectangle(picture, low, high, np.clip(shade, 0, 255).tolist(), -1)
         elif kind == 2:  # a bright window or screen
             bright = tuple(float(v) for v in np.clip(np.array(color) * 0.3 + 180, 0, 255))
             cv2.rectangle(picture, (int(x), int(y)), (int(x + w), int(y + h)), bright, -1)

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hand_perception.synthesis.arrays import F32
 from hand_perception.synthesis.motion import rotation_matrix
-from hand_perception.synthesis.renderer import develop
+from hand_perception.synthesis.shading import develop
 from hand_perception.types import Camera, FloatArray
 
 # The right hand upright with its palm to the camera: model axes in the camera frame.
@@ -112,7 +113,7 @@ class Sensor:
 
 def sample_sensor(rng: np.random.Generator, cast: FloatArray) -> Sensor:
     """A sensor; cast (3,) is the white balance's error."""
-    exposure = 2 ** np.clip(rng.normal(-0.15, 0.5), -1.6, 0.8)
+    exposure = 2 ** np.clip(rng.normal(-0.2, 0.45), -1.6, 0.55)
     light = np.linspace(0, 1, 1024) ** 2
     tone = light ** (1 / rng.uniform(1.9, 2.5))
     contrast = rng.uniform(-0.15, 0.45)
@@ -138,9 +139,7 @@ def sample_sensor(rng: np.random.Generator, cast: FloatArray) -> Sensor:
 _NOISE = np.random.default_rng(5).normal(size=(256, 256, 3)).astype(np.float32)
 
 
-def expose(
-    linear: NDArray[np.float32], sensor: Sensor, magnification: float, frame: int
-) -> NDArray[np.uint8]:
+def expose(linear: F32, sensor: Sensor, magnification: float, frame: int) -> NDArray[np.uint8]:
     """The sRGB crop (S, S, 3) of linear light (S, S, 3) after the camera.
 
     magnification: crop pixels per camera pixel. A crop larger than its source is made at the
@@ -148,7 +147,7 @@ def expose(
     """
     size = len(linear)
     native = size if magnification <= 1 else max(32, round(size / magnification))
-    picture = linear
+    picture: F32 = linear
     if native < size:
         picture = cv2.resize(linear, (native, native), interpolation=cv2.INTER_AREA)
     scale = min(1.0, magnification)

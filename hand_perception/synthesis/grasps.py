@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -218,9 +219,9 @@ def _contact_points() -> tuple[FloatArray, FloatArray, FloatArray]:
 
 @njit(cache=True)
 def _close_fingers(
-    start, close, rest_joints, axes, points, weights, link, values, origin, spacing, rotation,
-    position, idle,
-):  # fmt: skip
+    start: Any, close: Any, rest_joints: Any, axes: Any, points: Any, weights: Any, link: Any,
+    values: Any, origin: Any, spacing: Any, rotation: Any, position: Any, idle: Any,
+) -> Any:  # fmt: skip
     """Angles (22,) of fingers closed until they touch."""
     slots = np.array([[0, 3, 5], [6, 8, 9], [10, 12, 13], [14, 16, 17], [18, 20, 21]])
     first = np.array([13, 1, 4, 10, 7])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -17,10 +18,8 @@ from numpy.typing import NDArray
 
 from hand_perception.hand_model import HandModel
 from hand_perception.skeleton import ANGLES, HO3D_TO_OPENPOSE
+from hand_perception.synthesis.arrays import F32, I32
 from hand_perception.types import FloatArray, HandPerceptionError
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 _SLOTS = np.array([3 * (joint - 1) + axis for _, joint, axis in ANGLES])
 _ORDER = np.array(HO3D_TO_OPENPOSE)
@@ -181,7 +180,7 @@ def tube_faces(first: I32, start: int, rings: int, capped: bool) -> I32:
 
 
 @njit(cache=True)
-def _joint_rotations(angles, axes):
+def _joint_rotations(angles: Any, axes: Any) -> Any:
     out = np.empty((15, 3, 3))
     for k in range(15):
         cf, sf = np.cos(angles[k, 0]), np.sin(angles[k, 0])
@@ -199,7 +198,7 @@ def _joint_rotations(angles, axes):
 
 
 @njit(cache=True)
-def _forward_kinematics(rest, wrist, fingers, transl):
+def _forward_kinematics(rest: Any, wrist: Any, fingers: Any, transl: Any) -> Any:
     orientations = np.empty((16, 3, 3))
     positions = np.empty((16, 3))
     orientations[0] = wrist
@@ -213,7 +212,7 @@ def _forward_kinematics(rest, wrist, fingers, transl):
 
 
 @njit(cache=True, fastmath=True)
-def _skin(vertices, weights, rest, orientations, positions):
+def _skin(vertices: Any, weights: Any, rest: Any, orientations: Any, positions: Any) -> Any:
     shift = np.empty((16, 3), np.float32)
     for k in range(16):
         for i in range(3):
@@ -239,7 +238,7 @@ def _skin(vertices, weights, rest, orientations, positions):
 
 
 @njit(cache=True)
-def extrude_arm(loop, direction, bend, lengths, scales):
+def extrude_arm(loop: Any, direction: Any, bend: Any, lengths: Any, scales: Any) -> Any:
     """Rings (R, L, 3) of a tube that continues a loop (L, 3) along a direction, then bends.
 
     bend (3, 3) turns the direction over the first quarter of the rings; lengths (R,) are the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -205,7 +206,7 @@ _HAND_PAIRS = np.array([(a, b + 19) for a in range(19) for b in range(19)])
 
 
 @njit(cache=True)
-def _least_gap(start, end, radii, pairs):
+def _least_gap(start: Any, end: Any, radii: Any, pairs: Any) -> Any:
     """Least distance between the surfaces of pairs of capsules (Ericson, 2005, section 5.1.9)."""
     least = np.inf
     for i in range(pairs.shape[0]):

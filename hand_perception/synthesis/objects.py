@@ -9,17 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from hand_perception.synthesis.arrays import F32, I32
 from hand_perception.synthesis.shapes import BUILDERS, Parts
 from hand_perception.types import FloatArray, HandPerceptionError
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 GRID = 32
 """Cells of the distance grid along its longest side."""
@@ -82,15 +80,14 @@ def load_objects(folder: str | Path, first_class: int = 1) -> tuple[RigidObject,
     """
     import trimesh
 
-    objects = []
+    objects: list[RigidObject] = []
     for directory in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
         files = sorted(directory.glob("*.obj")) + sorted(directory.glob("*.ply"))
         if not files:
             continue
-        mesh = trimesh.load(files[0], force="mesh", process=False)
-        visual = mesh.visual.to_color() if mesh.visual.kind == "texture" else mesh.visual
-        rgb = np.asarray(visual.vertex_colors)[:, :3] / 255.0
+        mesh: Any = trimesh.load(files[0], force="mesh", process=False)
         vertices = np.asarray(mesh.vertices, np.float64)
+        rgb = _vertex_colors(mesh.visual, len(vertices))
         part = (vertices, np.asarray(mesh.faces, np.int32))
         objects.append(_assemble(directory.name, first_class + len(objects), [part], rgb**2.2))
     if not objects:
@@ -98,6 +95,17 @@ def load_objects(folder: str | Path, first_class: int = 1) -> tuple[RigidObject,
             f"{folder} holds no objects; expected are folders <name>/ with an .obj or .ply mesh"
         )
     return tuple(objects)
+
+
+def _vertex_colors(visual: Any, count: int) -> FloatArray:
+    """sRGB (N, 3) in [0, 1] of a trimesh visual: texture, vertex colours or the material's."""
+    if visual.kind == "texture":
+        material = visual.material
+        image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+        if image is None:
+            return np.tile(np.asarray(material.main_color)[:3] / 255.0, (count, 1))
+        visual = visual.to_color()
+    return np.asarray(visual.vertex_colors)[:, :3] / 255.0
 
 
 def _assemble(name: str, class_id: int, parts: Parts, colors: FloatArray | None) -> RigidObject:
@@ -136,7 +144,8 @@ def split_sharp_edges(vertices: FloatArray, faces: I32, angle: float) -> tuple[F
     for face, corners in enumerate(faces):
         for k in range(3):
             around[corners[k]].append((face, k))
-    out, result = [], np.empty_like(faces)
+    out: list[FloatArray] = []
+    result = np.empty_like(faces)
     for vertex, corners_here in enumerate(around):
         clusters: list[tuple[FloatArray, int]] = []
         for face, k in corners_here:
@@ -189,7 +198,7 @@ def _signed_distance(points: FloatArray, vertices: F32, faces: I32) -> FloatArra
 
 
 @njit(cache=True, fastmath=True)
-def sample_grid(values, origin, spacing, points):
+def sample_grid(values: Any, origin: Any, spacing: Any, points: Any) -> Any:
     """Trilinear values (N,) of a grid at points (N, 3); outside, plus the distance to the grid."""
     out = np.empty(len(points), np.float32)
     for n in range(len(points)):

@@ -7,13 +7,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from hand_perception.skeleton import BONES
+from hand_perception.synthesis.arrays import U8
 from hand_perception.synthesis.scenes import Sample, SceneOptions, sample_sequence
 from hand_perception.synthesis.windows import NUM_PARTS, window
-
-U8 = NDArray[np.uint8]
 
 
 def benchmark(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hand_perception.synthesis import appearance, backgrounds, cameras, motion
+from hand_perception.synthesis.arrays import F32
 from hand_perception.synthesis.grasps import Grasp, sample_grasp
 from hand_perception.synthesis.hands import (
     ARM_RINGS,
@@ -28,10 +29,11 @@ from hand_perception.synthesis.hands import (
 from hand_perception.synthesis.motion import FingerMotion, RigidMotion
 from hand_perception.synthesis.objects import RigidObject, generated_objects, load_objects
 from hand_perception.synthesis.renderer import Lighting, Mesh
+from hand_perception.synthesis.shading import NUM_MATERIAL
 from hand_perception.types import Camera, FloatArray, HandPerceptionError
 
-F32 = NDArray[np.float32]
-Sample = dict[str, NDArray[Any]]
+Sample = dict[str, Any]
+"""Arrays by name; what `windows.window` returns."""
 
 MIRROR = np.diag([-1.0, 1.0, 1.0])
 # Bodies in the order in which they are drawn.
@@ -180,8 +182,8 @@ class Sequence:
         return np.concatenate(parts).astype(np.float32), joints
 
 
-_ARM_LENGTHS = np.array([0.006, 0.014, 0.026, 0.042, 0.062, 0.09, 0.12, 0.155, 0.2, 0.26])
-_ARM_SCALES = np.array([1.0, 1.0, 1.0, 1.01, 1.04, 1.1, 1.18, 1.27, 1.36, 1.45])
+_ARM_LENGTHS = np.array([0.006, 0.014, 0.026, 0.042, 0.062, 0.09, 0.13, 0.18, 0.26, 0.5])
+_ARM_SCALES = np.array([1.0, 1.0, 1.0, 1.01, 1.04, 1.1, 1.2, 1.32, 1.45, 1.55])
 assert len(_ARM_LENGTHS) == ARM_RINGS
 
 
@@ -279,7 +281,8 @@ def _hand_actor(
     lengths = scales = np.zeros(0)
     if sleeved:
         lengths = np.linspace(rng.uniform(0.004, 0.1), 0.28, SLEEVE_RINGS)
-        wide = rng.uniform(1.12, 1.6) + 0.25 * lengths / 0.28
+        lengths[-1] = 0.52
+        wide = rng.uniform(1.12, 1.6) + 0.3 * np.minimum(lengths, 0.28) / 0.28
         scales = wide * (1 + rng.normal(0, 0.025, SLEEVE_RINGS))
         if rng.random() < 0.4:
             scales[0] *= 0.92  # a cuff
@@ -298,7 +301,7 @@ def _other_hand(
     """A left hand beside, or in contact with, the first one."""
     template = hand_template()
     fingers = FingerMotion.sample(rng, duration, first.shape, still=rng.random() < 0.3)
-    orientation = first.wrist.rotation
+    orientation: FloatArray = first.wrist.rotation
     kind = rng.random()
     if kind < 0.35:
         # Palm to palm: the mirror image in the plane of the palm, then turned about its normal.
@@ -306,14 +309,14 @@ def _other_hand(
         reflected = orientation - 2 * np.outer(normal, normal @ orientation)
         turn = motion.rotation_matrix(normal * rng.normal(0, 0.8))
         tilt = motion.rotation_matrix(rng.normal(0, 0.3, 3))
-        other = MIRROR @ tilt @ turn @ reflected
+        other: FloatArray = MIRROR @ tilt @ turn @ reflected
     elif kind < 0.7:
         # The hands of one person side by side: mirror images across the middle of the body.
         other = motion.rotation_matrix(rng.normal(0, 0.5, 3)) @ orientation
     else:
         other = motion.random_rotation(rng)
     interacting = rng.random() < options.interacting
-    side = rng.normal(0, 1, 3) * [1.0, 0.8, 0.7]
+    side: FloatArray = rng.normal(0, 1, 3) * [1.0, 0.8, 0.7]
     if kind < 0.35:
         side = -orientation[:, 1] + rng.normal(0, 0.35, 3)
     side /= np.linalg.norm(side)
@@ -408,7 +411,7 @@ def _mesh(
 ) -> Mesh:
     template = hand_template()
     faces, bodies, attributes, parts = [], [], [], []
-    materials = np.zeros((NUM_BODIES + 1, appearance.NUM_MATERIAL), np.float32)
+    materials = np.zeros((NUM_BODIES + 1, NUM_MATERIAL), np.float32)
     cull = np.full(NUM_BODIES + 1, -1, np.int8)
     count = 0
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hand_perception.synthesis.arrays import I32
 from hand_perception.types import FloatArray
 
-I32 = NDArray[np.int32]
 Parts = list[tuple[FloatArray, I32]]
 """Closed pieces of an object: vertices (N, 3) metres and faces (F, 3); they may overlap."""
 
 
 def lathe(profile: list[tuple[float, float]], sections: int = 20) -> tuple[FloatArray, I32]:
-    """A solid of revolution about y: profile of (radius, y), from one end of the axis to the other."""
+    """A solid of revolution about y: a profile of (radius, y) from axis to axis."""
     inner = np.array([p for p in profile if p[0] > 0])
     angle = np.linspace(0, 2 * np.pi, sections, endpoint=False)
     ring = np.stack([np.cos(angle), np.zeros(sections), np.sin(angle)], 1)
@@ -242,7 +241,8 @@ BUILDERS: dict[str, Callable[[], Parts]] = {
     "scissors": _scissors,
     "ring": lambda: [tube(_arc(0.045, 0, 352, 22), np.full(22, 0.009), 10)],
     "hoop_handle": lambda: [
-        tube(_arc(0.05, 0, 180, 14), np.full(14, 0.009), 10), _moved(_box(0.13, 0.03, 0.06, 0.004), 0, -0.012, 0)
+        tube(_arc(0.05, 0, 180, 14), np.full(14, 0.009), 10),
+        _moved(_box(0.13, 0.03, 0.06, 0.004), 0, -0.012, 0)
     ],
     "dumbbell": lambda: [
         tube(_line((0, -0.07, 0), (0, 0.07, 0)), np.full(6, 0.013), 12),

@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class WindowStream(IterableDataset):  # type: ignore[type-arg]
+class WindowStream(IterableDataset):
     """An iterable of windows for a torch DataLoader; its workers share the indices out.
 
     Yields `windows.window` samples of the indices start, start + 1, ... (count of them, or
@@ -182,7 +182,9 @@ def _read_shard(path: Path) -> Iterator[Sample]:
         sample = {name: value[k] for name, value in arrays.items()}
         for name, codes in pictures.items():
             flag = cv2.IMREAD_COLOR_RGB if name == "image" else cv2.IMREAD_GRAYSCALE
-            decoded = [cv2.imdecode(c, flag) for c in codes[k * frames : (k + 1) * frames]]
+            decoded: list[Any] = [
+                cv2.imdecode(c, flag) for c in codes[k * frames : (k + 1) * frames]
+            ]
             if any(picture is None for picture in decoded):
                 raise HandPerceptionError(
                     f"shard {path} is damaged: a picture of window {k} cannot be decoded; delete "

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hand_perception.synthesis import cameras
+from hand_perception.synthesis.arrays import F32, U8
 from hand_perception.synthesis.hands import hand_template
 from hand_perception.synthesis.motion import axis_angle
 from hand_perception.synthesis.renderer import Lighting, Mesh, Renderer
@@ -24,8 +25,6 @@ from hand_perception.synthesis.scenes import (
     Sequence,
 )
 from hand_perception.types import Camera, FloatArray
-
-F32 = NDArray[np.float32]
 
 NUM_PARTS = 33
 """0 background, 1-16 the joints of the (as it appears) right hand, 17-32 of the left hand."""
@@ -215,10 +214,14 @@ def _pose_labels(
     orient, pose, transl = _parameters(hand, time, R_camera_view)
     other = sequence.hands[1] if len(sequence.hands) > 1 else None
     zeros = np.zeros((21, 3), np.float32)
-    other_labels = (np.zeros(3), np.zeros((15, 3)), np.zeros(3))
+    other_labels: tuple[FloatArray, FloatArray, FloatArray] = (
+        np.zeros(3),
+        np.zeros((15, 3)),
+        np.zeros(3),
+    )
     if other is not None:
         other_labels = _parameters(other, time, R_camera_view)
-    thing_pose = np.eye(4)
+    thing_pose: FloatArray = np.eye(4)
     if sequence.thing is not None:
         thing_pose = sequence.thing_pose(sequence.thing, time)
         thing_pose[:3] = R_camera_view.T @ thing_pose[:3]
@@ -317,7 +320,7 @@ def _turned(sequence: Sequence, R_camera_view: FloatArray) -> Lighting:
 
 def _background(
     sequence: Sequence, time: float, R_camera_view: FloatArray, K: FloatArray, side: int
-) -> NDArray[np.uint8]:
+) -> U8:
     picture, camera = sequence.background, sequence.camera
     height, width = picture.shape[:2]
     fit = np.diag([width / camera.width, height / camera.height, 1.0])
