@@ -56,7 +56,7 @@ class Estimator:
         self.process = subprocess.Popen(
             command,
             cwd=script.parents[1],
-            env={**os.environ, "PYTHONPATH": _python_path(script.parents[1])},
+            env={**os.environ, "PYTHONPATH": python_path(script.parents[1])},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -222,5 +222,6 @@ def header_of(message: Any) -> Header:
     return message.header if hasattr(message, "header") else message.transforms[0].header
 
 
-def _python_path(root: Path) -> str:
+def python_path(root: Path | str) -> str:
+    """PYTHONPATH for a child: this checkout before what is set."""
     return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))

@@ -25,6 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.executors import ExternalShutdownException
 from rich.console import Console
@@ -40,7 +41,6 @@ from hand_perception.ros.recorder import Recorder
 from hand_perception.types import SIDES, HandPerceptionError
 
 NAMESPACE = "/demo"
-START_TIMEOUT_S = 90.0
 QUIET_S = 2.0
 """After so long without a message, everything that was sent has come out."""
 
@@ -89,6 +89,7 @@ def run(
     method: str = "landmark_fit",
     device: str = "auto",
     estimator: Sequence[str] = ("-m", "hand_perception.ros.estimator_node"),
+    start_timeout_s: float = 90.0,
     console: Console | None = None,
 ) -> Summary:
     """Play at most `frames` images of each source through the estimator, and write the results.
@@ -101,7 +102,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     publisher_command = [
         *("-m", "hand_perception.ros.video_publisher", *sources, "--rate", str(rate_hz)),
-        *("--frames", str(frames), "--wait", str(START_TIMEOUT_S)),
+        *("--frames", str(frames), "--wait", str(start_timeout_s)),
         *("--ros-args", "-r", f"__ns:={NAMESPACE}"),
     ]
     estimator_command = [
@@ -154,6 +155,7 @@ def _topics() -> dict[str, type]:
         "markers": MarkerArray,
         "overlay/compressed": CompressedImage,
         "/tf": TFMessage,
+        "/diagnostics": DiagnosticArray,
     }
     for side in SIDES:
         topics |= {
@@ -173,7 +175,14 @@ def _record(
     out: Path,
     console: Console,
 ) -> None:
-    """Spin until the publisher is done and all is quiet."""
+    """Spin until the publisher is done and all is quiet.
+
+    Raises HandPerceptionError if one of the processes fails, or the node can't start.
+    """
+    statuses: list[DiagnosticStatus] = []
+    recorder.create_subscription(
+        DiagnosticArray, "/diagnostics", lambda array: statuses.extend(array.status), 5
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -190,6 +199,8 @@ def _record(
                     f"the estimator ended early, with status {node.returncode}; it said: "
                     + _last_line(out / "estimator.log")
                 )
+            if statuses and not seen and statuses[-1].level == DiagnosticStatus.ERROR:
+                raise HandPerceptionError(f"the estimator says: {statuses[-1].message}")
             count = len(recorder.arrivals["markers"])
             if count > seen:
                 last_change, seen = time.monotonic(), count
