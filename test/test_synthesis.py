@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -285,6 +286,14 @@ def test_an_empty_folder_of_objects_is_an_error(tmp_path):
     with pytest.raises(HandPerceptionError, match="no pictures"):
         for k in range(20):
             sample_sequence(0, k, replace(LONE, photos=str(tmp_path)))
+
+
+def test_backgrounds_from_a_folder_of_photos(tmp_path):
+    red = np.full((300, 400, 3), (10, 20, 200), np.uint8)  # OpenCV writes BGR
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    options = replace(LONE, photos=str(tmp_path))
+    colors = [sample_sequence(0, k, options).background.mean((0, 1)) for k in range(8)]
+    assert sum(np.allclose(color, [200, 20, 10], atol=1) for color in colors) >= 2
 
 
 @pytest.mark.parametrize("bad", [{"size": 30}, {"size": 97}, {"frames": 0}, {"two_hands": 1.5}])

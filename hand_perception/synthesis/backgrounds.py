@@ -304,12 +304,13 @@ def _photo_files(folder: Path) -> tuple[Path, ...]:
 
 def _photo(rng: np.random.Generator, width: int, height: int, folder: Path) -> U8:
     files = _photo_files(folder)
-    picture = cv2.imread(str(files[rng.integers(len(files))]), cv2.IMREAD_COLOR_RGB)
+    picture = cv2.imread(str(files[rng.integers(len(files))]), cv2.IMREAD_COLOR)
     if picture is None:
         raise HandPerceptionError(f"a picture in {folder} cannot be read")
+    picture = picture[..., ::-1]
     h, w = picture.shape[:2]
     scale = rng.uniform(0.4, 1.0) * min(w / width, h / height)
     cut_w, cut_h = max(2, int(width * scale)), max(2, int(height * scale))
     x, y = rng.integers(0, max(1, w - cut_w + 1)), rng.integers(0, max(1, h - cut_h + 1))
     cut = picture[y : y + cut_h, x : x + cut_w]
-    return cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(np.ascontiguousarray(cut), (width, height), interpolation=cv2.INTER_AREA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -129,7 +130,7 @@ def sample_sensor(rng: np.random.Generator, cast: FloatArray) -> Sensor:
         float(noise),
         float(noise * rng.uniform(1, 3)),
         float(rng.uniform(0.3, 0.9) if rng.random() < 0.8 else rng.uniform(0.9, 2.2)),
-        float(rng.uniform(0.2, 1.2)) if rng.random() < 0.25 else 0.0,
+        float(rng.uniform(0.2, 0.9)) if rng.random() < 0.25 else 0.0,
         int(rng.integers(40, 96)) if rng.random() < 0.7 else 0,
         bool(rng.random() < 0.04),
         int(rng.integers(2**31)),
@@ -165,8 +166,10 @@ def expose(linear: F32, sensor: Sensor, magnification: float, frame: int) -> NDA
     if sensor.gray:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if sensor.quality:
-        _, code = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, sensor.quality])
-        image = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, code = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, sensor.quality])
+        decoded: Any = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     if native < size:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return image

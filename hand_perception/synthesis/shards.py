@@ -181,7 +181,7 @@ def _read_shard(path: Path) -> Iterator[Sample]:
     for k in range(count):
         sample = {name: value[k] for name, value in arrays.items()}
         for name, codes in pictures.items():
-            flag = cv2.IMREAD_COLOR_RGB if name == "image" else cv2.IMREAD_GRAYSCALE
+            flag = cv2.IMREAD_COLOR if name == "image" else cv2.IMREAD_GRAYSCALE
             decoded: list[Any] = [
                 cv2.imdecode(c, flag) for c in codes[k * frames : (k + 1) * frames]
             ]
@@ -191,5 +191,7 @@ def _read_shard(path: Path) -> Iterator[Sample]:
                     "it and write it again"
                 )
             value = np.stack(decoded)
+            if name == "image":
+                value = np.ascontiguousarray(value[..., ::-1])  # OpenCV decodes to BGR
             sample[name] = value > 0 if name == "object_mask" else value
         yield sample
