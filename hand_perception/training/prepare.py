@@ -4,8 +4,8 @@
         --out DIR --sequences 8000 [--frames 7] [--seed 0] [--processes 2] [--images]
 
 Each process writes its own store DIR/<part>; pass all of them to training. Sequences are those of
-`synthesis.scenes.sample_sequence(seed, index)`, the same however many processes make them. With a frozen backbone its
-features are stored, unless --images asks for the pictures.
+`synthesis.scenes.sample_sequence(seed, index)`, the same however many processes make them. With a
+frozen backbone its features are stored, unless --images asks for the pictures.
 """
 
 from __future__ import annotations
