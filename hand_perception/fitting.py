@@ -23,16 +23,9 @@ from torch import Tensor
 
 from hand_perception.camera import hand_size, project_points, solve_translation
 from hand_perception.geometry import axis_angle_to_matrix, matrix_to_axis_angle, procrustes
-from hand_perception.hand_model import HandModel, angles_to_rotations
+from hand_perception.hand_model import ANGLE_LIMITS, HandModel, angles_to_rotations
 from hand_perception.skeleton import ANGLES, BONES
 from hand_perception.types import HandPerceptionError, Prediction
-
-_FINGER_LIMITS = ((-30.0, 95.0), (-25.0, 25.0), (-5.0, 115.0), (-10.0, 85.0))
-_THUMB_LIMITS = (
-    (-35.0, 50.0), (-40.0, 50.0), (-45.0, 45.0), (-15.0, 70.0), (-25.0, 25.0), (-35.0, 85.0),
-)  # fmt: skip
-ANGLE_LIMITS = torch.deg2rad(torch.tensor(_THUMB_LIMITS + 4 * _FINGER_LIMITS))
-"""(22, 2) least and greatest angle, radians, in the order of `skeleton.ANGLE_NAMES`."""
 
 # Fingers here run thumb to little; the model's chains run index, middle, little, ring, thumb.
 _FIRST_JOINT = (13, 1, 4, 10, 7)

@@ -96,8 +96,7 @@ def test_given_boxes_skip_detection(perception: HandPerception, photo: np.ndarra
     perception.reset()
     found = perception.process(photo, camera, 0.0).hands
     boxes = {
-        hand.side: (*hand.joints_2d.min(axis=0), *np.ptp(hand.joints_2d, axis=0))
-        for hand in found
+        hand.side: (*hand.joints_2d.min(axis=0), *np.ptp(hand.joints_2d, axis=0)) for hand in found
     }
     perception.reset()
     only_left = perception.process(photo, camera, 0.0, boxes={"left": boxes["left"]}).hands
