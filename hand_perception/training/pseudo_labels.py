@@ -32,7 +32,7 @@ from hand_perception.networks.landmark_fit import LandmarkFit
 from hand_perception.sources import open_source
 from hand_perception.training.data import write_store
 from hand_perception.training.train import read_config
-from hand_perception.types import Box, Camera, Crop, FloatArray, Prediction
+from hand_perception.types import SIDES, Box, Camera, Crop, FloatArray, Prediction, Side
 
 Image = NDArray[np.uint8]
 ASSUMED_FOV = np.radians(60)
@@ -77,12 +77,12 @@ class Teacher:
         first, crops = self._look(image, camera, [box])
         if float(first.presence[0]) < options.min_presence:
             return
-        side = "right" if float(first.right_score[0]) > 0.5 else "left"
+        side: Side = "right" if float(first.right_score[0]) > 0.5 else "left"
         points = crop_to_image(first.joints_2d[0].double().numpy(), crops[0], camera)
         upright = replace(box_from_landmarks(points), side=side)
         looks = [
             self._shaken(replace(upright, side=s))
-            for s in (["right", "left"] * options.looks)[: options.looks]
+            for s in list(SIDES * options.looks)[: options.looks]
         ]
         seen, crops = self._look(image, camera, looks)
         if float(seen.presence.mean()) < options.min_presence:
