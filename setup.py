@@ -1,4 +1,4 @@
-"""Installs hand_perception, with colcon or pip alike; metadata and dependencies are in setup.cfg."""
+"""Installs hand_perception, with colcon or pip alike; metadata and dependencies: setup.cfg."""
 
 from pathlib import Path
 

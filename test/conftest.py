@@ -24,7 +24,7 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of photos, videos and annotations beside the checkout; skips where it is absent."""
+    """The photos, videos and annotations beside the checkout; skips where they are absent."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the shared data is not at {SHARED_DATA.relative_to(ROOT.parent)}")
     return SHARED_DATA

@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-rclpy = pytest.importorskip("rclpy", reason="needs ROS: run `make test`")
-pytest.importorskip("tf2_ros", reason="needs ROS: run `make test`")
+pytest.importorskip("rclpy", reason="ROS 2 is needed: run `make test`")
+pytest.importorskip("tf2_ros", reason="tf2_ros is needed: run `make test`")
 
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
@@ -50,7 +52,7 @@ def test_transforms_reach_another_process(publisher):
     context = rclpy.Context()
     rclpy.init(context=context)
     node = rclpy.create_node("tf_listener", context=context)
-    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     moving, static = [], []
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
