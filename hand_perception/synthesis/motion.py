@@ -14,16 +14,11 @@ import numpy as np
 from numba import njit
 from scipy.spatial.transform import Rotation
 
+from hand_perception.hand_model import ANGLE_LIMITS
 from hand_perception.synthesis.hands import HandShape, HandTemplate, hand_template
 from hand_perception.types import FloatArray
 
-# Degrees, ANGLE_NAMES order. Active ranges of motion after Kapandji, "The Physiology of the
-# Joints", vol. 1 (fingers: MCP -30..95, PIP 0..115, DIP -10..85), the thumb's tuned by eye to
-# the axes of the free model.
-_FINGER_LIMITS = [(-30, 95), (-22, 22), (-8, 115), (-12, 85)]
-LIMITS = np.radians(
-    [(-35, 60), (-35, 45), (-30, 45), (-20, 70), (-15, 20), (-30, 90)] + 4 * _FINGER_LIMITS
-)
+LIMITS: FloatArray = ANGLE_LIMITS.numpy().astype(np.float64)
 """(22, 2) least and greatest angle."""
 # Where each finger's four angles start, index to little finger.
 _FINGERS = (6, 10, 14, 18)
