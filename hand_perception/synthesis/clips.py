@@ -69,7 +69,7 @@ def _choose(perception: HandPerception, hands: int, frames: int, seed: int) -> S
         if all(_found(perception, sequence, probe["image"]) == hands for probe in probes):
             return sequence
     raise HandPerceptionError(
-        f"none of {_MOST_TRIED} rendered scenes shows {hands} hands that are found; take another seed"
+        f"none of {_MOST_TRIED} scenes shows {hands} hands that are found; take another seed"
     )
 
 
