@@ -8,10 +8,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hand_perception import resources
+from hand_perception.networks.deformer import Deformer
 from hand_perception.networks.landmark_fit import LandmarkFit
 from hand_perception.types import HandPerceptionError
 
-METHODS: dict[str, Callable[[Path | None], nn.Module]] = {"landmark_fit": LandmarkFit.load}
+
+def _deformer(name: str) -> Callable[[Path | None], nn.Module]:
+    return lambda folder: Deformer.load(
+        (folder or resources.models_dir()) / f"{name}/{name}.safetensors"
+    )
+
+
+METHODS: dict[str, Callable[[Path | None], nn.Module]] = {
+    "landmark_fit": LandmarkFit.load,
+    "deformer": _deformer("deformer"),
+    "deformer_resnet50": _deformer("deformer_resnet50"),
+}
 """Name -> how to load it: takes the folder of the weights (None: the shipped one)."""
 
 

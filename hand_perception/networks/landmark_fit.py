@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hand_perception.networks.layers import MODELS_DIR, LandmarkNetwork
+from hand_perception.networks.layers import LandmarkNetwork
 from hand_perception.types import Prediction
 
 AGREEMENT = 0.06
@@ -47,10 +47,9 @@ class LandmarkFit(nn.Module):
         )
 
     @classmethod
-    def load(cls, models_dir: Path | str | None = None) -> LandmarkFit:
+    def load(cls, models_dir: Path | None = None) -> LandmarkFit:
         """The pretrained method in eval mode; None takes the shipped weights."""
-        folder = Path(models_dir or MODELS_DIR)
-        path = folder / "landmarks" / "hand_landmark.safetensors"
+        path = models_dir and models_dir / "landmarks/hand_landmark.safetensors"
         return cls(LandmarkNetwork.load(path)).eval()
 
 

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hand_perception.resources import model_file
 from hand_perception.types import HandPerceptionError
 
 PALM_SIZE = 192
 """Side of the palm network's input, pixels."""
 CROP_SIZE = 224
 """Side of the landmark network's input, pixels."""
-MODELS_DIR = Path(__file__).resolve().parents[2] / "models"
 
 
 class SameConv2d(nn.Conv2d):
@@ -190,7 +190,7 @@ class LandmarkNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> LandmarkNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(network, path or MODELS_DIR / "landmarks" / "hand_landmark.safetensors")
+        load_weights(network, path or model_file("landmarks/hand_landmark.safetensors"))
         _store_channels_last(network)
         return network.eval()
 
@@ -299,7 +299,7 @@ class PalmNetwork(nn.Module):
     def load(cls, path: Path | str | None = None) -> PalmNetwork:
         """The pretrained network in eval mode; None takes the shipped weights."""
         network = cls()
-        load_weights(network, path or MODELS_DIR / "palm" / "palm_detection.safetensors")
+        load_weights(network, path or model_file("palm/palm_detection.safetensors"))
         _store_channels_last(network)
         return network.eval()
 
