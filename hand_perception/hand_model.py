@@ -27,10 +27,11 @@ from torch import Tensor
 
 from hand_perception.geometry import axis_angle_to_matrix, rigid_transform
 from hand_perception.mano import find_model_file, mano_arrays, read_arrays, side_of_file
+from hand_perception.resources import model_file
 from hand_perception.skeleton import ANGLES, HO3D_TO_OPENPOSE
 from hand_perception.types import SIDES, HandPerceptionError, Side
 
-FREE_MODEL = Path(__file__).resolve().parent.parent / "models/hand/free_hand_right.safetensors"
+FREE_MODEL = "hand/free_hand_right.safetensors"
 """The hand that comes with the package, derived from CC0 data by tools/build_hand_model.py."""
 
 NUM_BETAS = 10
@@ -87,7 +88,7 @@ class HandModel:
         """
         if side not in SIDES:
             raise HandPerceptionError(f"side is {side!r}; allowed are 'left' and 'right'")
-        file = find_model_file(FREE_MODEL if path is None else Path(path), side)
+        file = find_model_file(model_file(FREE_MODEL) if path is None else Path(path), side)
         arrays = read_arrays(file)
         if "J_template" not in arrays:
             arrays = mano_arrays(file, arrays, tips)
