@@ -102,7 +102,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     publisher_command = [
         *("-m", "hand_perception.ros.video_publisher", *sources, "--rate", str(rate_hz)),
-        *("--frames", str(frames), "--wait", str(start_timeout_s)),
+        *("--frames", str(frames), "--wait", str(start_timeout_s), "--listeners", "2"),
         *("--ros-args", "-r", f"__ns:={NAMESPACE}"),
     ]
     estimator_command = [
@@ -110,7 +110,9 @@ def run(
         *("-p", f"method:={method}", "-p", f"device:={device}"),
     ]
     with BagWriter(bag) as writer:
-        recorder = Recorder(writer, _topics(), NAMESPACE)
+        recorder = Recorder(writer, NAMESPACE)
+        for topic, kind in _output_topics().items():
+            recorder.record(topic, kind)
         try:
             with (
                 _child(estimator_command, out / "estimator.log") as node,
@@ -119,7 +121,7 @@ def run(
                 _record(recorder, node, publisher, frames * len(sources), out, console)
         finally:
             recorder.destroy_node()
-    summary = summarise(recorder.arrivals)
+    summary = summarise(recorder.arrivals, _images_sent(out / "publisher.log"))
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     if summary.frames_out == 0:
         raise HandPerceptionError(
@@ -130,28 +132,27 @@ def run(
     return summary
 
 
-def summarise(arrivals: dict[str, dict[int, int]]) -> Summary:
-    """The figures, from when each stamp (ns) arrived (ns) on each topic.
+def summarise(arrivals: dict[str, dict[int, int]], sent: int) -> Summary:
+    """The figures, from the number of images sent and when each stamp (ns) came (ns) by topic.
 
-    camera_info tells what went in, markers (one for each image, hands or not) what came out.
+    Markers come once for each image, hands or not.
     """
-    came_in, came_out = arrivals.get("camera_info", {}), arrivals.get("markers", {})
+    came_out = arrivals.get("markers", {})
     latency = [(at - stamp) / 1e6 for stamp, at in came_out.items()]
     p50, p95 = np.percentile(latency, (50, 95)).tolist() if latency else (float("nan"),) * 2
     hands = sum(len(arrivals.get(f"{side}/joints", {})) for side in SIDES)
     return Summary(
-        frames_in=len(came_in),
+        frames_in=sent,
         frames_out=len(came_out),
-        frames_lost=len(came_in.keys() - came_out.keys()),
+        frames_lost=sent - len(came_out),
         latency_ms_p50=round(p50, 1),
         latency_ms_p95=round(p95, 1),
         hands_per_frame=round(hands / max(1, len(came_out)), 3),
     )
 
 
-def _topics() -> dict[str, type]:
+def _output_topics() -> dict[str, type]:
     topics: dict[str, type] = {
-        "camera_info": CameraInfo,
         "markers": MarkerArray,
         "overlay/compressed": CompressedImage,
         "/tf": TFMessage,
@@ -191,7 +192,7 @@ def _record(
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("loading the networks", total=total)
-        last_change, seen = time.monotonic(), 0
+        last_change, seen, started = time.monotonic(), 0, False
         while publisher.poll() is None or time.monotonic() - last_change < QUIET_S:
             rclpy.spin_once(recorder, timeout_sec=0.1)
             if node.poll() is not None:
@@ -201,6 +202,10 @@ def _record(
                 )
             if statuses and not seen and statuses[-1].level == DiagnosticStatus.ERROR:
                 raise HandPerceptionError(f"the estimator says: {statuses[-1].message}")
+            if not started and recorder.is_connected():
+                # The publisher waits for this second listener, so nothing goes unrecorded.
+                recorder.record("camera_info", CameraInfo)
+                started = True
             count = len(recorder.arrivals["markers"])
             if count > seen:
                 last_change, seen = time.monotonic(), count
@@ -266,6 +271,10 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
+
+
+def _images_sent(log: Path) -> int:
+    return int(_last_line(log).split()[1])  # "sent 300 images"
 
 
 def _last_line(log: Path) -> str:

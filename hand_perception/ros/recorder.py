@@ -32,23 +32,30 @@ def stamp_of(data: bytes, *, in_array: bool) -> int:
 class Recorder(Node):
     """`arrivals[topic]` maps the stamp of each message to when it came, both in nanoseconds."""
 
-    def __init__(self, bag: BagWriter, topics: dict[str, type[Any]], namespace: str) -> None:
-        """topics: relative or absolute names and their message types."""
+    def __init__(self, bag: BagWriter, namespace: str) -> None:
         super().__init__("recorder", namespace=namespace)
         self._bag = bag
+        self._topics: list[str] = []
         self.arrivals: dict[str, dict[int, int]] = defaultdict(dict)
-        for topic, kind in topics.items():
-            full = self.resolve_topic_name(topic)
-            package = kind.__module__.partition(".")[0]
-            bag.add_topic(full, f"{package}/msg/{kind.__name__}")
-            in_array = not hasattr(kind, "header")
-            self.create_subscription(
-                kind,
-                topic,
-                partial(self._record, topic, full, in_array),
-                QoSProfile(depth=100),
-                raw=True,
-            )
+
+    def record(self, topic: str, kind: type[Any]) -> None:
+        """Record a topic, relative or absolute, from now on."""
+        full = self.resolve_topic_name(topic)
+        package = kind.__module__.partition(".")[0]
+        self._bag.add_topic(full, f"{package}/msg/{kind.__name__}")
+        in_array = not hasattr(kind, "header")
+        self.create_subscription(
+            kind,
+            topic,
+            partial(self._record, topic, full, in_array),
+            QoSProfile(depth=100),
+            raw=True,
+        )
+        self._topics.append(full)
+
+    def is_connected(self) -> bool:
+        """Whether every topic has a publisher that is known here."""
+        return all(self.count_publishers(topic) > 0 for topic in self._topics)
 
     def _record(self, topic: str, full: str, in_array: bool, data: bytes) -> None:
         now = time.time_ns()

@@ -94,13 +94,20 @@ class VideoPublisher(Node):
         self._image = self.create_publisher(kind, topic, qos)
         self._info = self.create_publisher(CameraInfo, "camera_info", qos)
 
-    def wait_for_subscribers(self, timeout_s: float) -> None:
-        """Until someone listens to the images; raises HandPerceptionError after the timeout."""
+    def wait_for_listeners(self, count: int, timeout_s: float) -> None:
+        """Until someone listens to the images, and `count` to camera_info.
+
+        Raises HandPerceptionError after the timeout.
+        """
         end = time.monotonic() + timeout_s
-        while self._image.get_subscription_count() == 0 and rclpy.ok():
+        while rclpy.ok() and (
+            self._image.get_subscription_count() == 0 or self._info.get_subscription_count() < count
+        ):
             if time.monotonic() > end:
                 raise HandPerceptionError(
-                    f"nobody subscribed to {self._image.topic_name} within {timeout_s:g} s"
+                    f"{self._image.get_subscription_count()} listen to {self._image.topic_name} and"
+                    f" {self._info.get_subscription_count()} to {self._info.topic_name} after"
+                    f" {timeout_s:g} s; 1 and {count} are waited for"
                 )
             rclpy.spin_once(self, timeout_sec=0.1)
         time.sleep(1.0)  # discovery is not done on both sides at the same time
@@ -163,7 +170,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--hfov", type=float, default=60.0, help="horizontal view, degrees")
     parser.add_argument("--calibration", type=Path, help="camera_calibration yaml, instead of hfov")
     parser.add_argument("--frame-id", default="camera_optical_frame")
-    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for a subscriber")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for listeners")
+    parser.add_argument("--listeners", type=int, default=1, help="wait for so many to camera_info")
     argv = sys.argv if args is None else ["video_publisher", *args]
     options = parser.parse_args(remove_ros_args(argv)[1:])
     if not 0 < options.rate <= 1000:
@@ -177,7 +185,7 @@ def main(args: list[str] | None = None) -> int:
             calibration=camera_from_yaml(options.calibration) if options.calibration else None,
         )
         if options.wait > 0:
-            node.wait_for_subscribers(options.wait)
+            node.wait_for_listeners(options.listeners, options.wait)
         images = read_images(
             options.sources, frames=options.frames, width=options.width, loop=options.loop
         )
