@@ -15,8 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from hand_perception.ros.decoding import (
     camera_info_to_camera,
-    compressed_to_rgb,
-    image_to_rgb,
+    message_to_rgb,
     stamp_to_s,
 )
 from hand_perception.types import Camera, HandPerceptionError
@@ -45,7 +44,7 @@ def read_frames(
                 if connection.topic != images.topic:
                     info = message
                     continue
-                rgb = _decode(message, connection.msgtype)
+                rgb = message_to_rgb(message)
                 camera = info and camera_info_to_camera(
                     info, width=rgb.shape[1], height=rgb.shape[0]
                 )
@@ -105,7 +104,3 @@ def _image_connection(reader: AnyReader, topic: str | None) -> Connection:
 def _camera_info_topic(image_topic: str) -> str:
     """`/camera/camera_info` for `/camera/image_raw` and `/camera/image_raw/compressed` alike."""
     return image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
-
-
-def _decode(message: Any, msgtype: str) -> NDArray[np.uint8]:
-    return image_to_rgb(message) if msgtype == IMAGE_TYPES[0] else compressed_to_rgb(message)

@@ -65,6 +65,11 @@ def stamp_to_s(stamp: Any) -> float:
     return stamp.sec + stamp.nanosec / NANOSECONDS
 
 
+def message_to_rgb(message: Any) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of a sensor_msgs/Image or CompressedImage."""
+    return image_to_rgb(message) if hasattr(message, "encoding") else compressed_to_rgb(message)
+
+
 def image_to_rgb(message: Any) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of a sensor_msgs/Image; 16-bit values are divided by 257, so white stays white.
 

@@ -248,7 +248,7 @@ class EstimatorNode(LifecycleNode):
         if not self._in_order(stamp_ns):
             return
         try:
-            rgb = _decode(message)
+            rgb = decoding.message_to_rgb(message)
         except HandPerceptionError as error:
             return self._fail("unusable image", _sentence(error))
         if self._info is None and not any(settings["intrinsics"]) and self._is_early():
@@ -398,12 +398,6 @@ def _warm_up(perception: Perception) -> None:
 def _to_numpy(faces: Any) -> NDArray[np.integer]:
     """The faces (F, 3) of a hand model on whatever device."""
     return faces.cpu().numpy() if isinstance(faces, torch.Tensor) else np.asarray(faces)
-
-
-def _decode(message: Image | CompressedImage) -> NDArray[np.uint8]:
-    if isinstance(message, CompressedImage):
-        return decoding.compressed_to_rgb(message)
-    return decoding.image_to_rgb(message)
 
 
 def _select(scene: Scene, min_score: float) -> Scene:
