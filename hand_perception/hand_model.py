@@ -299,22 +299,25 @@ class PosedHand:
 
 
 _FINGER_LIMITS = (
-    # MCP, PIP and DIP flexion: AAOS, with 10 degrees of extension, which a relaxed hand passes.
-    # MCP abduction: Lin, Wu and Huang.
+    # Flexion up to 90, 110 and 90 degrees and abduction of 15: Lin, Wu and Huang. Extension: AAOS
+    # has 45 at the MCP, of which few people use more than 30, and none at the PIP and DIP joints;
+    # 10 there leaves room for what a relaxed straight finger measures.
     (-30.0, 90.0),
     (-15.0, 15.0),
     (-10.0, 110.0),
     (-10.0, 90.0),
 )
 _LIMITS_DEGREES = (
-    # The thumb's angles count from the rest pose, in which it stands away from the palm; the
-    # ranges around it follow Cooney et al. for the CMC and AAOS for the MCP and the IP joint.
-    (-25.0, 50.0),
-    (-35.0, 40.0),
-    (-60.0, 30.0),
-    (-20.0, 70.0),
+    # The thumb's angles count from the rest pose, in which it stands away from the palm. Cooney et
+    # al. measured 53, 42 and 17 degrees in all at the CMC joint; the ranges here are wider, because
+    # this joint also stands for the small motions of the carpus and of MANO's softer thumb.
+    (-20.0, 50.0),
+    (-30.0, 30.0),
+    (-25.0, 25.0),
+    # AAOS: 50 degrees of flexion at the MCP, 80 and 20 of hyperextension at the IP joint.
+    (-10.0, 50.0),
     (-15.0, 15.0),
-    (-20.0, 90.0),
+    (-20.0, 80.0),
     *(_FINGER_LIMITS * 4),
 )
 ANGLE_LIMITS = torch.deg2rad(torch.tensor(_LIMITS_DEGREES))
