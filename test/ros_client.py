@@ -20,7 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState, PointCloud2
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
@@ -97,7 +97,7 @@ class Client:
     def listen(self, kind: type, topic: str) -> Any:
         """Keep every message of a topic in `received[topic]`."""
         return self.node.create_subscription(
-            kind, topic, self.received[topic].append, qos_profile_sensor_data
+            kind, topic, self.received[topic].append, QoSProfile(depth=100)
         )
 
     def close(self) -> None:
@@ -161,6 +161,16 @@ class Client:
                     if header_of(message).stamp == header.stamp:
                         return message
         raise AssertionError(f"no answer on {topic}")
+
+    def answers(self, rgb: np.ndarray, topics: list[str]) -> dict[str, Any]:
+        """Send images until one of them is answered on every topic; the answers.
+
+        The first message of a publisher that was just found may be lost.
+        """
+        for topic in topics:
+            self.exchange(rgb, topic)
+        header = header_of(self.exchange(rgb, topics[0]))
+        return {topic: self.answer(topic, header.stamp) for topic in topics}
 
     def answer(self, topic: str, stamp: Time) -> Any:
         """The message of a topic with this stamp."""

@@ -65,8 +65,10 @@ def seconds(message) -> float:
 
 def test_every_output_has_the_values_and_the_header_of_its_image(client, estimator):
     tf = client.listen(TFMessage, "/tf")
-    client.wait(lambda: client.node.count_publishers("/tf"), "a TF publisher")
-    markers = client.exchange(picture())
+    per_hand = ("joints", "joint_states", "wrist_pose", "mesh")
+    topics = [f"{side}/{name}" for side in ("left", "right") for name in per_hand]
+    answers = client.answers(picture(), ["markers", "/tf", "objects/can/pose", *topics])
+    markers = answers["markers"]
     header = markers.markers[0].header
     assert header.frame_id == FRAME
     assert markers.markers[0].action == Marker.DELETEALL
@@ -79,24 +81,24 @@ def test_every_output_has_the_values_and_the_header_of_its_image(client, estimat
     ]
     for side in ("left", "right"):
         expected = standin_joints(side, decoding.stamp_to_s(header.stamp))
-        cloud = client.answer(f"{side}/joints", header.stamp)
+        cloud = answers[f"{side}/joints"]
         points = cloud_to_array(cloud)
         assert points.shape == (1, 21, 4)
         np.testing.assert_allclose(points[0, :, :3], expected, atol=1e-6)
         np.testing.assert_allclose(points[0, :, 3], np.linspace(0, 1, 21), atol=1e-6)
         assert cloud.header.frame_id == FRAME
 
-        angles = client.answer(f"{side}/joint_states", header.stamp)
+        angles = answers[f"{side}/joint_states"]
         assert list(angles.name) == [f"{side}_{name}" for name in ANGLE_NAMES]
         np.testing.assert_allclose(angles.position, np.arange(22) * 0.05)
 
-        pose = client.answer(f"{side}/wrist_pose", header.stamp).pose.pose
+        pose = answers[f"{side}/wrist_pose"].pose.pose
         position = [pose.position.x, pose.position.y, pose.position.z]
         np.testing.assert_allclose(position, expected[0], atol=1e-9)
         orientation = [pose.orientation.w, pose.orientation.z]
         np.testing.assert_allclose(orientation, np.sqrt([0.5, 0.5]), atol=1e-9)
 
-        mesh = client.answer(f"{side}/mesh", header.stamp)
+        mesh = answers[f"{side}/mesh"]
         assert (mesh.type, mesh.action, mesh.ns) == (
             Marker.TRIANGLE_LIST,
             Marker.ADD,
@@ -106,13 +108,13 @@ def test_every_output_has_the_values_and_the_header_of_its_image(client, estimat
         corner = mesh.points[1]
         np.testing.assert_allclose([corner.x, corner.y], expected[0, :2] + [0.05, 0], atol=1e-9)
 
-        transforms = client.answer("/tf", header.stamp).transforms
+        transforms = answers["/tf"].transforms
         moved = next(t for t in transforms if t.child_frame_id == f"hand_{side}")
         assert moved.header.frame_id == FRAME
         shift, turn = moved.transform.translation, moved.transform.rotation
         assert [shift.x, shift.y, shift.z] == position
         assert turn == pose.orientation
-    assert client.answer("objects/can/pose", header.stamp).pose.pose.position.z == 0.7
+    assert answers["objects/can/pose"].pose.pose.position.z == 0.7
     client.node.destroy_subscription(tf)
 
 
@@ -132,12 +134,13 @@ def test_overlay_comes_while_somebody_looks(client, estimator):
 
 
 def test_hands_that_leave_are_taken_out_of_rviz(client, estimator):
-    client.exchange(picture(), topic="left/mesh")
+    client.answers(picture(), ["left/mesh", "right/mesh"])
     markers = client.exchange(picture(0))
     assert [m.action for m in markers.markers] == [Marker.DELETEALL]
     stamp = markers.markers[0].header.stamp
-    removed = [m for m in client.received["left/mesh"] if m.action == Marker.DELETE]
-    assert removed, "the mesh stays"
+    for side in ("left", "right"):
+        mesh = client.answer(f"{side}/mesh", stamp)
+        assert (mesh.action, mesh.ns) == (Marker.DELETE, f"{side}/mesh")
     joints = client.received["left/joints"]
     assert stamp not in [message.header.stamp for message in joints]
 
