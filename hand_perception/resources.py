@@ -1,4 +1,4 @@
-"""Where the installed data lie: `models/` and `config/`, in a checkout or beside an installed package.
+"""Where the data lie: `models/` and `config/`, in a checkout or beside an installed package.
 
 One rule: walking up from this file, the first folder that is a checkout (it has a package.xml)
 gives its own `models/` and `config/`; the first that holds `share/hand_perception` gives those in

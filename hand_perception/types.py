@@ -28,7 +28,7 @@ class HandPerceptionError(ValueError):
 
 @dataclass(frozen=True)
 class Camera:
-    """A calibrated pinhole camera with plumb_bob distortion (k1, k2, p1, p2[, k3[, k4, k5, k6]])."""
+    """A pinhole camera with plumb_bob distortion (k1, k2, p1, p2[, k3[, k4, k5, k6]])."""
 
     width: int
     height: int
@@ -46,11 +46,11 @@ class Camera:
         values = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
         if not np.all(np.isfinite(values)):
             raise HandPerceptionError(
-                f"camera has non-finite intrinsics or distortion {values}; all must be finite numbers"
+                f"camera intrinsics or distortion are not finite: {values}; all must be finite"
             )
         if self.fx <= 0 or self.fy <= 0:
             raise HandPerceptionError(
-                f"camera is not calibrated: focal lengths fx={self.fx}, fy={self.fy} must be positive"
+                f"camera is not calibrated: fx={self.fx}, fy={self.fy}; both must be positive"
             )
         if len(self.distortion) not in (0, 4, 5, 8):
             raise HandPerceptionError(
