@@ -145,15 +145,13 @@ def _draw_label(picture: Image, hand: HandPose) -> None:
     """Side and score above the hand, kept inside the picture."""
     text = f"{hand.side} {hand.score:.2f}"
     size = 0.5 * _scale(picture)
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    (width, height), below = cv2.getTextSize(text, font, size, 1)
     x, y = _to_pixel(hand.joints_2d.min(0))
     x = min(max(x, 0), max(picture.shape[1] - width, 0))
-    y = min(max(y - height // 2, height + 1), max(picture.shape[0] - 2, 0))
-    for color, thickness in (((0, 0, 0), 4), (SIDE_COLORS[hand.side], 1)):
-        thickness = max(1, round(thickness * size))
-        cv2.putText(
-            picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA
-        )
+    y = min(max(y - height, height), max(picture.shape[0] - below, 0))
+    cv2.rectangle(picture, (x, y - height), (x + width, y + below), (0, 0, 0), cv2.FILLED)
+    cv2.putText(picture, text, (x, y), font, size, SIDE_COLORS[hand.side], 1, cv2.LINE_AA)
 
 
 def _draw_object(picture: Image, item: ObjectPose, camera: Camera) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -232,7 +232,7 @@ def _open_capture(source: str | int, complaint: str) -> cv2.VideoCapture:
     return capture
 
 
-def _bgr_to_rgb(bgr: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _bgr_to_rgb(bgr: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
