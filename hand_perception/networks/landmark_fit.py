@@ -16,6 +16,9 @@ from hand_perception.types import Prediction
 
 AGREEMENT = 0.06
 """Distance between the 2D and 3D answer, in hand extents, at which a joint's confidence is 0.6."""
+BASE_SHIFT = {1: 0.23, 5: 0.28, 9: 0.18, 13: 0.25, 17: 0.31}
+"""Where the network puts the base joint of each finger: this share of the first bone towards the
+next joint. Its knuckles lie near the webs, ours in the joints' centres; see docs/hand_model.md."""
 RIM = 8.0
 """Crop pixels beyond its border over which the confidence of a joint fades out."""
 
@@ -36,8 +39,8 @@ class LandmarkFit(nn.Module):
         FreiHAND photos score 0.99, mirrored 0.01; MediaPipe's labels assume selfies).
         """
         landmarks = self.network(images)
-        joints_2d = landmarks.screen[..., :2]
-        joints_3d = landmarks.world - landmarks.world[:, :1]
+        joints_2d = to_joint_centers(landmarks.screen[..., :2])
+        joints_3d = to_joint_centers(landmarks.world - landmarks.world[:, :1])
         return Prediction(
             joints_2d=joints_2d,
             joints_3d=joints_3d,
@@ -51,6 +54,19 @@ class LandmarkFit(nn.Module):
         """The pretrained method in eval mode; None takes the shipped weights."""
         path = models_dir and models_dir / "landmarks/hand_landmark.safetensors"
         return cls(LandmarkNetwork.load(path)).eval()
+
+
+def to_joint_centers(landmarks: Tensor) -> Tensor:
+    """The network's landmarks (..., 21, C) with the fingers' bases moved to the joints' centres.
+
+    Linear, hence the same rule in 3D and in a picture.
+    """
+    bases = list(BASE_SHIFT)
+    share = landmarks.new_tensor(list(BASE_SHIFT.values()))[:, None]
+    joints = landmarks.clone()
+    following = landmarks[..., [base + 1 for base in bases], :]
+    joints[..., bases, :] = (landmarks[..., bases, :] - share * following) / (1 - share)
+    return joints
 
 
 def joint_confidence(
