@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,6 @@ from hand_perception.types import SIDES, Camera, HandPerceptionError
 if TYPE_CHECKING:
     from hand_perception.pipeline import HandPerception
     from hand_perception.sources import Frame, Source
-
-ASSUMED_HFOV_DEG = 60.0
-"""What a picture of an unknown camera is taken to see across its width."""
 
 app = typer.Typer(
     help="See hands: joints, angles and meshes from images, videos, rosbags and cameras.",
@@ -75,7 +71,7 @@ def estimate(
 ) -> None:
     """Find the hands in SOURCE; write overlays, a JSON a frame, arrays and meshes to a folder."""
     from hand_perception.results import ResultWriter
-    from hand_perception.sources import open_source
+    from hand_perception.sources import ASSUMED_HFOV_DEG, open_source
 
     skipped: list[str] = []
 
@@ -191,6 +187,8 @@ def camera_rule(
 
     The result says for a frame its camera and whether that was assumed.
     """
+    from hand_perception.sources import ASSUMED_HFOV_DEG, camera_of_hfov
+
     if sum(option is not None for option in (intrinsics, hfov, camera_yaml)) > 1:
         raise HandPerceptionError("give only one of --intrinsics, --hfov and --camera-yaml")
     if camera_yaml is not None and distortion is not None:
@@ -221,12 +219,6 @@ def camera_rule(
         return camera_of_hfov(width, height, hfov or ASSUMED_HFOV_DEG), hfov is None
 
     return camera_of
-
-
-def camera_of_hfov(width: int, height: int, hfov_deg: float) -> Camera:
-    """A pinhole camera with square pixels, looking along the middle of its image."""
-    focal = width / 2 / math.tan(math.radians(hfov_deg) / 2)
-    return Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
 def read_camera_yaml(path: Path) -> Camera:

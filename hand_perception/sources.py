@@ -6,6 +6,7 @@ iterable of `Frame`, with `count` where the number of frames is known beforehand
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from hand_perception.types import Camera, HandPerceptionError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
 BAG_SUFFIXES = (".mcap", ".db3")
+
+ASSUMED_HFOV_DEG = 60.0
+"""What a picture of an unknown camera is taken to see across its width."""
 
 Kind = Literal["image", "video", "directory", "bag", "camera"]
 
@@ -134,6 +138,12 @@ def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
             f"{name} is truncated or no image that can be read ({str(error).split(' <')[0]}); "
             "JPEG, PNG, BMP, WebP and TIFF are"
         ) from error
+
+
+def camera_of_hfov(width: int, height: int, hfov_deg: float = ASSUMED_HFOV_DEG) -> Camera:
+    """A pinhole camera with square pixels, looking along the middle of its image."""
+    focal = width / 2 / math.tan(math.radians(hfov_deg) / 2)
+    return Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

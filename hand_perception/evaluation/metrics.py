@@ -185,7 +185,7 @@ def jitter_m_s2(joints: FloatArray, fps: float, root: int = WRIST) -> float:
 
 
 def add_mm(points: FloatArray, T_predicted: FloatArray, T_true: FloatArray) -> float:
-    """ADD: mean distance of an object's points (V, 3) under two poses (4, 4) (Hinterstoisser 2012)."""
+    """ADD: mean distance of an object's points (V, 3) under two poses (Hinterstoisser 2012)."""
     return mpjpe_mm(_moved(points, T_predicted), _moved(points, T_true))
 
 
