@@ -37,6 +37,11 @@ MANO16_TO_OPENPOSE = (0, 13, 14, 15, 1, 2, 3, 4, 5, 6, 10, 11, 12, 7, 8, 9)
 """For each of `NON_TIPS`, its index among the model's 16 joints."""
 NON_TIPS = tuple(joint for joint in range(21) if joint not in TIPS)
 
+KNUCKLE_SHARE = {1: 0.23, 5: 0.28, 9: 0.18, 13: 0.25, 17: 0.31}
+"""Where pictures are annotated: the base of each finger lies this share of its first bone further
+on than the joint's centre, near the web. MediaPipe's landmarks are so, and most data sets. The
+shares make MediaPipe's bones (median over two videos) proportional to the free hand model's."""
+
 # Gather maps between the 21-joint orders (new = old[map]).
 HO3D_TO_OPENPOSE = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 OPENPOSE_TO_HO3D = (0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3, 4, 8, 12, 16, 20)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from hand_perception.evaluation.figures import to_knuckles
 from hand_perception.networks import METHODS, load_network
-from hand_perception.networks.landmark_fit import LandmarkFit, joint_confidence
+from hand_perception.networks.landmark_fit import LandmarkFit, joint_confidence, to_joint_centers
 from hand_perception.networks.layers import (
     CROP_SIZE,
     PALM_SIZE,
@@ -230,3 +231,15 @@ def test_cuda_equals_cpu():
         here = load_network("landmark_fit", "cpu")(images, K).joints_2d
         there = load_network("landmark_fit", "cuda")(images.cuda(), K.cuda()).joints_2d.cpu()
     assert (here - there).abs().max() < 0.5
+
+
+def test_knuckles_move_to_the_joint_centres_and_back() -> None:
+    landmarks = torch.zeros(1, 21, 2)
+    landmarks[0, 5], landmarks[0, 6] = torch.tensor([10.0, 0.0]), torch.tensor([10.0, -72.0])
+    joints = to_joint_centers(landmarks)
+    # The knuckle lies 28 % along a bone of 100: its centre is 28 further back.
+    torch.testing.assert_close(joints[0, 5], torch.tensor([10.0, 28.0]))
+    torch.testing.assert_close(joints[0, 6], landmarks[0, 6])
+    torch.testing.assert_close(joints[0, [0, 4, 8]], landmarks[0, [0, 4, 8]])
+    back = to_knuckles(joints[0].numpy())
+    np.testing.assert_allclose(back, landmarks[0].numpy(), atol=1e-5)

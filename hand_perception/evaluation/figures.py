@@ -33,7 +33,7 @@ from hand_perception.evaluation.fixtures import (
     AnnotatedImage,
     read_fixture,
 )
-from hand_perception.skeleton import JOINT_NAMES
+from hand_perception.skeleton import JOINT_NAMES, KNUCKLE_SHARE
 from hand_perception.sources import Source, camera_of_hfov, open_source, read_image
 from hand_perception.types import Camera, FloatArray, HandPerceptionError, Scene, Side
 
@@ -295,8 +295,19 @@ def _process(
     scene = perception.process(image, camera, stamp_s)
     run.seconds.append(perf_counter() - started)
     run.frames.append(
-        [FoundHand(hand.side, hand.joints_2d, hand.joints_3d) for hand in scene.hands]
+        [
+            FoundHand(hand.side, to_knuckles(hand.joints_2d), to_knuckles(hand.joints_3d))
+            for hand in scene.hands
+        ]
     )
+
+
+def to_knuckles(joints: FloatArray) -> FloatArray:
+    """Joints (21, C) with the fingers' bases where data sets and MediaPipe have them."""
+    moved = joints.copy()
+    for base, share in KNUCKLE_SHARE.items():
+        moved[base] = (1 - share) * joints[base] + share * joints[base + 1]
+    return moved
 
 
 def _peer(python: Path, kind: str, files: Sequence[Path], max_frames: int | None) -> Run:

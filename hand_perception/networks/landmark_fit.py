@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hand_perception.networks.layers import LandmarkNetwork
+from hand_perception.skeleton import KNUCKLE_SHARE
 from hand_perception.types import Prediction
 
 AGREEMENT = 0.06
 """Distance between the 2D and 3D answer, in hand extents, at which a joint's confidence is 0.6."""
-BASE_SHIFT = {1: 0.23, 5: 0.28, 9: 0.18, 13: 0.25, 17: 0.31}
-"""Where the network puts the base joint of each finger: this share of the first bone towards the
-next joint. Its knuckles lie near the webs, ours in the joints' centres; see docs/hand_model.md."""
 RIM = 8.0
 """Crop pixels beyond its border over which the confidence of a joint fades out."""
 
@@ -61,8 +59,8 @@ def to_joint_centers(landmarks: Tensor) -> Tensor:
 
     Linear, hence the same rule in 3D and in a picture.
     """
-    bases = list(BASE_SHIFT)
-    share = landmarks.new_tensor(list(BASE_SHIFT.values()))[:, None]
+    bases = list(KNUCKLE_SHARE)
+    share = landmarks.new_tensor(list(KNUCKLE_SHARE.values()))[:, None]
     joints = landmarks.clone()
     following = landmarks[..., [base + 1 for base in bases], :]
     joints[..., bases, :] = (landmarks[..., bases, :] - share * following) / (1 - share)
