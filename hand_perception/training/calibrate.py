@@ -113,7 +113,7 @@ def best_temperature(residuals: Residuals) -> float:
         return negative_log_likelihood(*residuals.confidence(float(np.exp(log_temperature))))
 
     # A coarse look first: far off, where all probabilities saturate, the cost is flat.
-    grid = np.linspace(*np.log(RANGE), 57)
+    grid = np.log(np.geomspace(*RANGE, 57))
     at = int(np.argmin([cost(x) for x in grid]))
     around = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
     found = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-4})
