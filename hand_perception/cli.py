@@ -147,6 +147,49 @@ def benchmark(
     print(json.dumps(result))
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="A configuration, config/methods/<method>.yaml.")],
+    data: Annotated[list[Path], typer.Option(help="Store of frames; may be given repeatedly.")],
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint and TensorBoard files.")],
+    validate: Annotated[list[Path] | None, typer.Option(help="Store held out.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Time budget.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the weights here at the end.")] = None,
+) -> None:
+    """Train a method, or go on with its checkpoint in the folder."""
+    from hand_perception.training import train as training
+
+    checkpoint = training.train(
+        training.read_config(config), data, out, validate=validate or [], minutes=minutes
+    )
+    if export is not None:
+        training.export_weights(checkpoint, export)
+    print(f"checkpoint in {checkpoint}")
+
+
+@app.command()
+def demo(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Videos, folders or camera:0; else sample clips.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    method: MethodOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Play clips to the ROS 2 node over DDS and record what it says; needs ROS 2."""
+    try:
+        from hand_perception.ros.demo import main as run_demo
+    except ImportError as error:
+        raise HandPerceptionError(
+            f"the demo needs ROS 2 ({error.name} is missing): source a distribution or use "
+            "`make demo`; `hand-perception estimate` works without"
+        ) from error
+    options = ["--out", str(out), "--device", device]
+    if method is not None:
+        options += ["--method", method]
+    raise typer.Exit(run_demo([*(sources or ()), *options]))
+
+
 @evaluate_app.command()
 def figures(
     data: Annotated[Path, typer.Option(help="Folder with videos/ and fixtures/.")],
