@@ -121,9 +121,11 @@ def run_figures(
         mediapipe_python = Path(sys.executable)
 
     result: dict[str, Any] = {"environment": _environment(max_frames), "videos": {}, "images": {}}
-    names = [*methods, *([MEDIAPIPE] if mediapipe_python else [])]
-    for method in names:
-        perception = load(method) if method != MEDIAPIPE else None
+    # All are loaded first: a missing one should not show after minutes.
+    loaded: dict[str, Perception | None] = {method: load(method) for method in methods}
+    if mediapipe_python is not None:
+        loaded[MEDIAPIPE] = None
+    for method, perception in loaded.items():
         for name, expected in videos.items():
             source = open_source(data / "videos" / name, directory_fps=SEQUENCE_FPS)
             if perception is not None:
