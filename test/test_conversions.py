@@ -258,7 +258,7 @@ def test_rectified_images_obey_p():
     [
         ({"k": np.zeros(9)}, "not calibrated"),
         ({"k": np.full(9, np.nan)}, "non-finite numbers in K"),
-        ({"d": [np.nan] * 5}, "non-finite"),
+        ({"d": [np.nan] * 5}, "not finite"),
         ({"d": [0.1] * 3}, "3 coefficients"),
         ({"distortion_model": "equidistant"}, "'equidistant'; allowed are plumb_bob"),
         ({"width": 1280}, "the image is 640x480, but camera_info describes 1280x480"),

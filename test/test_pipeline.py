@@ -88,7 +88,8 @@ def test_a_mirrored_photo_gives_the_mirrored_hands(
         # The detector's own answer is not exactly symmetric; the depth carries most of that.
         relative = (hand.joints_3d - hand.joints_3d[0]) - (reflected - reflected[0])
         assert np.linalg.norm(relative, axis=1).mean() < 0.012
-        np.testing.assert_allclose(hand.joint_angles, other.joint_angles, atol=0.35)
+        # A turn of the thumb about its own axis hardly shows, so the mean counts.
+        assert np.abs(hand.joint_angles - other.joint_angles).mean() < 0.15
 
 
 def test_given_boxes_skip_detection(perception: HandPerception, photo: np.ndarray) -> None:
