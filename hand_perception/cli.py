@@ -117,12 +117,39 @@ def benchmark(
     max_frames: Annotated[int, typer.Option(min=1, help="Frames to time.")] = 200,
     warm_up: Annotated[int, typer.Option(min=0, help="Frames before them.")] = 10,
     hfov: HfovOption = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Cost of a window of seven frames over one.")
+    ] = False,
+    mediapipe_python: Annotated[
+        Path | None, typer.Option(help="With --streaming: an interpreter that has mediapipe.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line, which is what it prints anyway.")
+    ] = False,
 ) -> None:
-    """Time the pipeline alone on the frames of SOURCE, one JSON line, milliseconds."""
+    """Time the pipeline alone on the frames of SOURCE, one JSON line, milliseconds.
+
+    --streaming times windows over frames and, with --mediapipe-python, the pipeline in
+    alternation with MediaPipe Hands.
+    """
     import numpy as np
 
     from hand_perception.sources import open_source
 
+    if streaming:
+        from hand_perception.evaluation.streaming import benchmark_streaming
+
+        costs = benchmark_streaming(
+            open_source(source),
+            frames=max_frames,
+            method=method or "deformer",
+            mediapipe_python=mediapipe_python,
+            device=device,
+        )
+        print(json.dumps(costs))
+        return
+    if mediapipe_python is not None:
+        raise HandPerceptionError("--mediapipe-python belongs to --streaming; give both")
     perception = load_perception(method, device, None)
     camera_of = camera_rule(None, hfov, None, None)
     times_ms, hands = [], 0
