@@ -24,6 +24,15 @@ from hand_perception.types import HandPerceptionError
 COMPACT = {"width": 64, "feedforward": 64, "hidden": (64,), "spatial_layers": 1, "heads": 4}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take minutes on a machine whose cores are all busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
