@@ -229,6 +229,11 @@ class Track:
         return self.landmarks[list(RIGID_JOINTS)].mean(axis=0)
 
     @property
+    def bounds(self) -> FloatArray:
+        """Left, top, right, bottom (4,) of the landmarks, image pixels."""
+        return np.concatenate([self.landmarks.min(axis=0), self.landmarks.max(axis=0)])
+
+    @property
     def extent(self) -> float:
         """Longer side of the landmarks' bounds, image pixels."""
         return float(max(np.ptp(self.landmarks, axis=0).max(), 1.0))
@@ -251,6 +256,8 @@ class TrackingOptions:
     """A prediction moves a box by at most this part of its size."""
     same_hand: float = 0.2
     """Two palms are one hand when their joints are this close, in hand extents."""
+    same_place: float = 0.3
+    """A newcomer is no other hand when its bounds overlap a followed hand's by more (IoU)."""
     switch_evidence: float = 3.0
     """Log odds against its side at which a track changes sides."""
 
@@ -406,7 +413,11 @@ class HandTracker:
                 np.linalg.norm(track.landmarks[palm] - k.landmarks[palm], axis=1).mean()
                 for k in kept
             ]
-            if all(d > limit for d, limit in zip(distances, limits, strict=True)):
+            apart = all(d > limit for d, limit in zip(distances, limits, strict=True))
+            # A blurred hand is easily found a second time, turned: most of its place is taken.
+            shares = [0.0] + [float(overlap(track.bounds, k.bounds[None])[0]) for k in kept]
+            fresh = track.box.track_id < 0
+            if apart and not (fresh and max(shares) > self._options.same_place):
                 kept.append(track)
         return kept
 

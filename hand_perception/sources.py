@@ -136,7 +136,7 @@ def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise HandPerceptionError(
             f"{name} is truncated or no image that can be read ({str(error).split(' <')[0]}); "
-            "JPEG, PNG, BMP, WebP and TIFF are"
+            "JPEG, PNG, BMP, WebP and TIFF can be read"
         ) from error
 
 
