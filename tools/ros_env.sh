@@ -26,6 +26,8 @@ else
     export ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-73}
     unset libraries folder
 fi
+# OpenMP's threads must not spin for cores that other processes need.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-0}
 export HAND_PERCEPTION_ROS VIRTUAL_ENV PATH=$VIRTUAL_ENV/bin:$PATH
 
 if [[ ${BASH_SOURCE[0]} == "$0" && $# -gt 0 ]]; then
