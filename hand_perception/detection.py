@@ -268,6 +268,9 @@ FRAME_EVIDENCE = 2.0
 """Log odds that one frame adds at most."""
 NEAR_BOX = 0.15
 """A detection within this part of a followed hand's box from its centre is that hand."""
+REJOIN_S = 1.0
+REJOIN_DISTANCE = 2.0
+"""A newcomer within this time, and this many hand extents, of a lost hand is that hand again."""
 MAX_JUMP = 1.0
 """Farther than this, in hand extents, from the predicted place it is another hand."""
 
@@ -293,6 +296,7 @@ class HandTracker:
     def reset(self) -> None:
         """Forget all hands."""
         self._tracks: list[Track] = []
+        self._lost: dict[int, tuple[float, Track]] = {}
         self._stamp_s: float | None = None
         self._searched_s: float | None = None
         self._next_id = 0
@@ -346,12 +350,16 @@ class HandTracker:
         ]
         dt = stamp_s - self._stamp_s if self._stamp_s is not None else 0.0
         before = {track.track_id for track in self._tracks}
+        self._lost = {k: v for k, v in self._lost.items() if stamp_s - v[0] <= REJOIN_S}
+        first_new = self._next_id
         tracks = self._associate(self._distinct(seen), dt)
         # A newcomer displaces a followed hand only if it is clearly more of a hand.
         tracks.sort(key=lambda t: -t.presence - (0.3 if t.track_id in before else 0.0))
         tracks = sorted(tracks[: self._options.num_hands], key=lambda t: t.track_id)  # oldest first
-        self._tracks = self._with_sides(tracks)
-        if before - {track.track_id for track in tracks}:
+        gone = before - {track.track_id for track in tracks}
+        self._lost |= {t.track_id: (stamp_s, t) for t in self._tracks if t.track_id in gone}
+        self._tracks = self._with_sides(tracks, first_new)
+        if gone:
             self._searched_s = None
         self._stamp_s = stamp_s
         return self.tracks
@@ -440,22 +448,35 @@ class HandTracker:
                 assigned[j] = _continue(self._tracks[i], seen[j], dt)
         tracks = []
         for j, new in enumerate(seen):
-            if j not in assigned:
-                new = replace(new, track_id=self._next_id)
-                self._next_id += 1
-            tracks.append(assigned.get(j, new))
+            tracks.append(assigned.get(j) or self._rejoined(new) or self._started(new))
         return tracks
 
-    def _with_sides(self, tracks: list[Track]) -> list[Track]:
-        """Settle sides: never two of a side, and none changes without strong evidence."""
+    def _rejoined(self, new: Track) -> Track | None:
+        """A newcomer as the hand that was lost near its place a moment ago, by blur say."""
+        near = {
+            key: float(np.linalg.norm(new.center - track.center)) / track.extent
+            for key, (_, track) in self._lost.items()
+        }
+        if not near or min(near.values()) > REJOIN_DISTANCE:
+            return None
+        _, track = self._lost.pop(min(near, key=lambda key: near[key]))
+        return replace(_continue(track, new, 0.0), velocity=np.zeros(2))
+
+    def _started(self, new: Track) -> Track:
+        self._next_id += 1
+        return replace(new, track_id=self._next_id - 1)
+
+    def _with_sides(self, tracks: list[Track], first_new: int) -> list[Track]:
+        """Settle sides: never two of a side, and none changes without strong evidence.
+
+        Tracks with an identity below first_new have a side already.
+        """
         if not tracks:
             return []
-        known = {track.track_id: track.side for track in self._tracks}
         # One number decides: log odds that the first track is the right hand and any other not.
         odds = tracks[0].evidence - sum(track.evidence for track in tracks[1:])
-        held = known.get(tracks[0].track_id)
-        if held is not None:
-            odds += self._options.switch_evidence * (1.0 if held == "right" else -1.0)
+        if tracks[0].track_id < first_new:
+            odds += self._options.switch_evidence * (1.0 if tracks[0].side == "right" else -1.0)
         first: Side = "right" if odds > 0 else "left"
         sides = (first, _other(first))
         return [replace(track, side=side) for track, side in zip(tracks, sides, strict=False)]

@@ -380,3 +380,27 @@ def test_photos(detector, photo, square):
     found = np.array([*np.subtract(box.center, half), *np.add(box.center, half)])
     assert overlap(found, np.array([square], float))[0] > 0.6
     assert box.score > 0.6 and box.side is None
+
+
+def test_a_hand_that_blur_hides_for_a_moment_comes_back_as_itself():
+    """Same identity and same side, even if the first look after the gap takes it for the other."""
+    tracker = HandTracker(StandIn(lambda _: []))
+    points = hand_at(200.0, 200.0)
+
+    def see(stamp, right, presence=0.99):
+        tracker.boxes(IMAGE, stamp)
+        unknown = box_from_landmarks(points)
+        return tracker.update([unknown], points[None], [presence], [right], stamp)
+
+    first = [see(k / 30, 0.99) for k in range(6)][-1][0]
+    assert first.side == "right"
+    assert see(6 / 30, 0.99, presence=0.1) == []
+    back = see(12 / 30, 0.2)[0]
+    assert (back.track_id, back.side) == (first.track_id, "right")
+    assert see(13 / 30, 0.99, presence=0.1) == []
+    # After more than a second it is a new hand, judged by what is seen of it now.
+    for k in range(14, 50):
+        see(k / 30, 0.5, presence=0.1)
+    late = see(50 / 30, 0.2)[0]
+    assert late.track_id != first.track_id
+    assert late.side == "left"
