@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import signal
 import sys
 import threading
 import time
@@ -437,6 +438,8 @@ def main(
         print(f"{NODE_NAME}: {error}", file=sys.stderr)
         return 2
     finally:
+        # Ctrl-C reaches the node twice, from the terminal and from launch: once is enough.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.stop()
             node.destroy_node()
