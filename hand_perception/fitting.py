@@ -102,7 +102,7 @@ class FitResult:
     residual_px: Tensor
     """(B, 21) distance between the projected and the predicted 2D joint."""
     joint_confidence: Tensor
-    """(B, 21): predicted confidence x presence x exp(-residual / 10 % of the hand's picture)."""
+    """(B, 21): predicted confidence x exp(-residual / 10 % of the hand's picture)."""
     valid: Tensor
     """(B,) bool; False where the input was not finite: such a hand is at rest, confidence 0."""
     state: FitState
@@ -206,7 +206,7 @@ class HandFitter:
         )
         angles = angles.clamp(self._limits[:, 0], self._limits[:, 1])
         angles = torch.where(valid[:, None], angles, self._rest)
-        return self._result(prediction, intrinsics, rotation, transl, angles, wrist, valid, state,
+        return self._result(intrinsics, rotation, transl, angles, wrist, valid, state,
                             bones, joints_2d, confidence)  # fmt: skip
 
     def _steps(self, dt: Tensor | float | None, like: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class HandFitter:
         return value.expand(like.shape[0]).nan_to_num(0.0).clamp(0.0, 1.0)
 
     def _result(
-        self, prediction: Prediction, intrinsics: Tensor, rotation: Tensor, transl: Tensor,
+        self, intrinsics: Tensor, rotation: Tensor, transl: Tensor,
         angles: Tensor, wrist: Tensor, valid: Tensor, state: FitState, bones: Tensor,
         joints_2d: Tensor, confidence: Tensor,
     ) -> FitResult:  # fmt: skip
@@ -223,7 +223,6 @@ class HandFitter:
         residual = (flat - joints_2d).norm(dim=-1)
         span = (flat[:, 9] - flat[:, 0]).norm(dim=-1)
         extent = torch.maximum(span, (flat.amax(1) - flat.amin(1)).amax(-1) / 2).clamp_min(1.0)
-        presence = prediction.presence.nan_to_num(0.0).clamp(0, 1)[:, None]
         trust = (-residual / (0.1 * extent[:, None])).exp()
         hand_pose = matrix_to_axis_angle(angles_to_rotations(self.model, angles))
         if self.model.hands_mean is not None:
@@ -236,7 +235,7 @@ class HandFitter:
             joint_angles=angles,
             joints=joints,
             residual_px=residual,
-            joint_confidence=confidence * presence * trust,
+            joint_confidence=confidence * trust,
             valid=valid,
             state=FitState(angles, state.bone_lengths, state.seen_s, state.betas),
         )

@@ -200,3 +200,17 @@ def test_bad_input(model: HandModel) -> None:
         )
     with pytest.raises(HandPerceptionError, match="right"):
         HandFitter(model.mirrored())
+
+
+def test_confidence_counts_the_methods_own_once_and_the_misfit(model: HandModel) -> None:
+    angles, orient = random_pose(3, seed=5)
+    prediction = predict(pose(model, 0.3 * angles, orient).joints, noise_px=2)
+    prediction = replace(
+        prediction, joint_confidence=torch.full((3, 21), 0.8), presence=torch.full((3,), 0.5)
+    )
+    result = HandFitter(model).fit(prediction, K.expand(3, 3, 3))
+    flat = project_points(result.joints, K.expand(3, 3, 3))
+    span = (flat[:, 9] - flat[:, 0]).norm(dim=-1)
+    half_box = (flat.amax(1) - flat.amin(1)).amax(-1) / 2
+    share = result.residual_px / (0.1 * torch.maximum(span, half_box))[:, None]
+    torch.testing.assert_close(result.joint_confidence, 0.8 * torch.exp(-share))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hand_perception.camera import project_points, solve_translation
 from hand_perception.networks.layers import LandmarkNetwork
 from hand_perception.skeleton import KNUCKLE_SHARE
 from hand_perception.types import Prediction
@@ -80,20 +81,9 @@ def joint_confidence(
     joints_2d (B, 21, 2) and intrinsics (B, 3, 3) crop pixels, joints_3d (B, 21, 3), presence (B,).
     """
     size = 2 * intrinsics[:, :2, 2]
-    focal = intrinsics[:, 0, 0, None, None]
-    rays = (joints_2d - intrinsics[:, None, :2, 2]) / focal
-    # x + tx = u (z + tz) for every joint and both image axes: linear in the translation t.
-    zero, one = torch.zeros_like(rays[..., :1]), torch.ones_like(rays[..., :1])
-    rows_x = torch.cat([one, zero, -rays[..., :1]], dim=-1)
-    rows_y = torch.cat([zero, one, -rays[..., 1:]], dim=-1)
-    rows = torch.cat([rows_x, rows_y], dim=1)
-    wanted = rays * joints_3d[..., 2:] - joints_3d[..., :2]
-    wanted = torch.cat([wanted[..., :1], wanted[..., 1:]], dim=1)
-    transposed = rows.transpose(1, 2)
-    t = torch.linalg.solve_ex(transposed @ rows, transposed @ wanted)[0]
-    placed = joints_3d + t.transpose(1, 2)
-    projected = placed[..., :2] / placed[..., 2:].clamp(min=1e-3)
-    distance = ((projected - rays) * focal).norm(dim=-1)
+    t = solve_translation(joints_2d, joints_3d, intrinsics, rounds=0)
+    projected = project_points(joints_3d + t[:, None], intrinsics)
+    distance = (projected - joints_2d).norm(dim=-1)
     extent = (joints_2d.amax(dim=1) - joints_2d.amin(dim=1)).amax(dim=1, keepdim=True)
     agreement = torch.exp(-0.5 * (distance / (AGREEMENT * extent)).square())
     outside = torch.maximum(-joints_2d, joints_2d - size[:, None]).amax(dim=-1).clamp(min=0.0)

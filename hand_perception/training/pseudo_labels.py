@@ -29,14 +29,12 @@ from hand_perception.fitting import HandFitter
 from hand_perception.hand_model import HandModel
 from hand_perception.networks.deformer import Deformer, DeformerConfig
 from hand_perception.networks.landmark_fit import LandmarkFit
-from hand_perception.sources import open_source
+from hand_perception.sources import camera_of_hfov, open_source
 from hand_perception.training.data import write_store
 from hand_perception.training.train import read_config
 from hand_perception.types import SIDES, Box, Camera, Crop, FloatArray, Prediction, Side
 
 Image = NDArray[np.uint8]
-ASSUMED_FOV = np.radians(60)
-"""Horizontal field of view of pictures without intrinsics."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +191,7 @@ def _pictures(sources: Iterable[str]) -> Iterator[tuple[Image, Camera]]:
         source = open_source(name)
         for frame in track(source, description=source.name, total=source.count):
             height, width = frame.image_rgb.shape[:2]
-            focal = width / 2 / np.tan(ASSUMED_FOV / 2)
-            guess = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
-            yield frame.image_rgb, frame.camera or guess
+            yield frame.image_rgb, frame.camera or camera_of_hfov(width, height)
 
 
 if __name__ == "__main__":
